@@ -1,0 +1,105 @@
+//! A thing that is compared: one trait, one adapter per kind. Adapters turn an
+//! engine's wire into [`TokenEvent`]s; they know no experiment, no statistic
+//! and no other adapter.
+
+pub mod error;
+pub mod event;
+pub mod info;
+pub mod spec;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+pub use error::{EngineError, ErrorClass};
+pub use event::{EventKind, Exchange, FinishReason, TokenEvent, Usage};
+pub use info::{Capabilities, Capability, EngineInfo};
+pub use spec::{EngineKind, EngineSpec};
+
+/// What one request asks for, in client vocabulary.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateRequest {
+    /// What is sent.
+    pub prompt: Prompt,
+    /// Upper bound on generated tokens.
+    pub max_tokens: u32,
+    /// How the next token is drawn.
+    pub sampling: Sampling,
+    /// Ask the engine to run to `max_tokens` even past an end-of-sequence
+    /// token. Engines that cannot say so in their [`Capabilities`].
+    pub ignore_eos: bool,
+}
+
+/// A prompt in the form in which it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// One user message; the engine applies its chat template.
+    Chat(String),
+    /// Continued as it stands, without a chat template.
+    Raw(String),
+    /// Token-exact: `ids` where the engine takes them, else `text`, which
+    /// tokenizes to the same ids under the model's own tokenizer.
+    Tokens {
+        /// Token ids, without template or special tokens added.
+        ids: Vec<u32>,
+        /// The same prompt as text.
+        text: String,
+    },
+}
+
+/// How the next token is drawn from the logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Nucleus mass; 1 keeps everything.
+    pub top_p: f64,
+    /// Keep the k most likely tokens; `None` keeps all.
+    pub top_k: Option<u32>,
+    /// Seed of the engine's own generator.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_p: 1.0, top_k: None, seed: 0 }
+    }
+}
+
+/// An inference engine, seen from the load side.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// The specification it was made from.
+    fn spec(&self) -> &EngineSpec;
+
+    /// Asks the engine who it is: version, model, settings, capabilities.
+    ///
+    /// # Errors
+    /// When it cannot be reached, does not speak its protocol, or lacks the model.
+    async fn describe(&self) -> Result<EngineInfo, EngineError>;
+
+    /// Makes everything ready that must not be timed: the connection is open,
+    /// the body is serialised, nothing has been sent.
+    ///
+    /// # Errors
+    /// When no connection can be made.
+    async fn prepare(&self, request: &GenerateRequest) -> Result<Box<dyn Prepared>, EngineError>;
+
+    /// Makes the engine cold, so that the next request pays for loading, and
+    /// returns once that is verified.
+    ///
+    /// # Errors
+    /// When the engine refuses or does not become cold in time. Not called
+    /// where [`Capabilities::cold`] says no.
+    async fn make_cold(&self) -> Result<Duration, EngineError>;
+}
+
+/// A request that waits for its release.
+#[async_trait]
+pub trait Prepared: Send {
+    /// Sends it and follows the answer to its end, or to `cancel`. Never
+    /// fails: an error is the [`Exchange`]'s outcome, beside the events that
+    /// came before it.
+    async fn run(self: Box<Self>, cancel: CancellationToken) -> Exchange;
+}

@@ -1,0 +1,1 @@
+//! Phases of a case: prepare, make cold or warm up, measure.

@@ -1,0 +1,56 @@
+//! What a user may set on the embedded engine, with its defaults.
+
+/// Settings of the embedded engine. Checked against the model when it is loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    /// Longest sequence in tokens; `None` is the model's own limit, cut to
+    /// what the KV pool can hold.
+    pub max_model_len: Option<usize>,
+    /// Tokens in a KV block.
+    pub block_size: usize,
+    /// Size of the KV pool.
+    pub kv: KvBudget,
+    /// Sequences in one step.
+    pub max_num_seqs: usize,
+    /// Tokens in one step, prompts included.
+    pub max_num_batched_tokens: usize,
+    /// Requests that may wait; one more is refused as busy.
+    pub max_queue: usize,
+    /// What the linear layers compute in.
+    pub dtype: ComputeDtype,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            max_model_len: None,
+            block_size: 16,
+            kv: KvBudget::Auto,
+            max_num_seqs: 64,
+            max_num_batched_tokens: 2048,
+            max_queue: 512,
+            dtype: ComputeDtype::F32,
+        }
+    }
+}
+
+/// How large the KV pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvBudget {
+    /// Enough for a few sequences of the model's length, at most 1 GiB.
+    Auto,
+    /// This many blocks.
+    Blocks(usize),
+    /// As many blocks as fit in this many bytes.
+    Bytes(u64),
+}
+
+/// What the linear layers compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComputeDtype {
+    /// Weights widened to f32 at load: exact, four bytes a weight.
+    F32,
+    /// GGUF blocks multiplied as they are, activations rounded to 8 bits as
+    /// llama.cpp does.
+    Quantized,
+}

@@ -1,0 +1,31 @@
+//! The embedded engine: a Llama-architecture model over candle with a paged KV
+//! cache and continuous batching. Knows no HTTP, no plan and no report.
+//!
+//! A request's life: 1. [`EngineCore::add_request`] checks that it can ever
+//! fit and queues it. 2. The scheduler admits it when blocks are free.
+//! 3. [`EngineCore::step`] flattens all scheduled tokens into one ragged batch.
+//! 4. One forward writes K/V through the slot mapping and attends through the
+//! block tables. 5. The sampler draws a token for every sequence whose prompt
+//! is complete. 6. A sequence that met its end, or was aborted, frees its blocks.
+
+pub mod config;
+pub mod core;
+pub mod error;
+pub mod host;
+pub mod kv;
+pub mod model;
+pub mod ops;
+pub mod sampler;
+pub mod scheduler;
+pub mod sequence;
+pub mod tokenizer;
+pub mod weights;
+
+pub use config::{ComputeDtype, EngineConfig, KvBudget};
+pub use core::EngineCore;
+pub use error::InferError;
+pub use host::{EngineHost, Generation, GenerationEvent, HostStatus};
+pub use model::config::ModelConfig;
+pub use sequence::{InferRequest, SamplingParams, StopReason};
+pub use tokenizer::{ChatMessage, Tokenizer};
+pub use weights::ModelSource;

@@ -1,0 +1,3 @@
+//! The model: its config, and one forward over candle tensors and our ops.
+
+pub mod config;

@@ -1,0 +1,1 @@
+//! Fused operations over candle tensors, each with the CPU body that defines it.

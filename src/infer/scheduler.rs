@@ -1,0 +1,1 @@
+//! Continuous batching: which sequences take part in the next step. Knows no tensors.

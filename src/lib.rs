@@ -1,0 +1,25 @@
+//! Yardstick measures LLM inference engines side by side, beside a reference
+//! engine of its own on the same machine.
+//!
+//! Modules in the order in which data flows through them: a [`plan`] becomes
+//! cases; an [`experiment`] prepares an engine and hands requests of the
+//! [`workload`] to the [`load`] driver; the driver runs them against an
+//! [`engine`]; what happens is written by [`record`]; [`stats`] derives numbers
+//! and [`report`] shows them. [`infer`] is the embedded engine, [`server`] puts
+//! it behind HTTP, [`catalog`] finds its weights.
+
+pub mod catalog;
+pub mod cli;
+pub mod clock;
+pub mod engine;
+pub mod experiment;
+pub mod hardware;
+pub mod infer;
+pub mod load;
+pub mod plan;
+pub mod record;
+pub mod report;
+pub mod server;
+pub mod stats;
+pub mod units;
+pub mod workload;

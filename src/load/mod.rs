@@ -1,0 +1,1 @@
+//! Issues requests at their intended times and bounds those in flight. Does not know engine kinds.

@@ -1,0 +1,3 @@
+//! Parses arguments, dispatches, turns an error into an exit code.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What to measure: a validated plan and its ordered cases.

@@ -1,0 +1,53 @@
+//! One line of `events.jsonl`: what happened to the run beside its requests.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+
+/// An entry of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JournalEntry {
+    /// When, on the run's clock.
+    pub at_ns: Timestamp,
+    /// What.
+    #[serde(flatten)]
+    pub event: JournalEvent,
+}
+
+/// What can happen to a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum JournalEvent {
+    /// The first line.
+    RunStarted,
+    /// An engine was made cold before a case.
+    MadeCold {
+        /// The case.
+        case: u32,
+        /// How long that took; not part of any latency.
+        took_ns: u64,
+    },
+    /// A case began to measure.
+    CaseStarted {
+        /// The case.
+        case: u32,
+    },
+    /// A case was measured to its end.
+    CaseFinished {
+        /// The case.
+        case: u32,
+        /// Processor time of this process during the case, user and system.
+        client_cpu_ns: u64,
+    },
+    /// A case could not be measured, or not to its end.
+    CaseFailed {
+        /// The case.
+        case: u32,
+        /// Why.
+        message: String,
+    },
+    /// The user asked to stop; what was measured is kept.
+    Interrupted,
+    /// The last line of a run that ended by itself.
+    RunFinished,
+}

@@ -1,0 +1,15 @@
+//! The run directory: raw lines as they happen, from which everything else is
+//! derived. Knows files and schemas, computes nothing.
+
+pub mod journal;
+pub mod manifest;
+pub mod request;
+pub mod run_dir;
+
+pub use journal::{JournalEntry, JournalEvent};
+pub use manifest::{CaseRecord, EngineRecord, Machine, Manifest};
+pub use request::{CountSource, EventRecord, Outcome, RequestRecord};
+pub use run_dir::{Recorder, RunData, RunDirError};
+
+/// Version of the files' schema, in `manifest.json` and `summary.json`.
+pub const SCHEMA_VERSION: u32 = 1;

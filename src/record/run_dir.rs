@@ -1,0 +1,225 @@
+//! The folder of a run: created once, appended to line by line, read back whole.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use super::{JournalEntry, Manifest, RequestRecord, SCHEMA_VERSION};
+
+/// Longest line that is read back: a request with the most events it can have.
+const MAX_LINE_BYTES: u64 = 64 << 20;
+
+/// A run directory that cannot be written or read.
+#[derive(Debug, Error)]
+pub enum RunDirError {
+    /// It is there already.
+    #[error("run directory {} exists already", .0.display())]
+    Exists(PathBuf),
+    /// It is no run directory.
+    #[error("{} is no run directory: it has no manifest.json", .0.display())]
+    NotARun(PathBuf),
+    /// A file operation failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file holds something else than it should.
+    #[error("{} line {line}: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Line number from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Written by a yardstick of another schema.
+    #[error("{} has schema version {found}, this yardstick reads {SCHEMA_VERSION}", path.display())]
+    Schema {
+        /// The manifest.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+    },
+}
+
+impl RunDirError {
+    /// What the user can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Exists(_) => Some("choose another --out, or remove it".to_owned()),
+            Self::NotARun(_) => Some("give the folder that `yardstick run` wrote".to_owned()),
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Some("free some space; what was measured before is in the run directory".to_owned())
+            }
+            Self::Io { .. } | Self::Damaged { .. } => None,
+            Self::Schema { .. } => Some("render it with the yardstick that wrote it".to_owned()),
+        }
+    }
+}
+
+/// The single writer of a run directory. Every line reaches the file before
+/// the call returns, so that a crash loses nothing measured.
+#[derive(Debug)]
+pub struct Recorder {
+    path: PathBuf,
+    requests: File,
+    journal: File,
+}
+
+impl Recorder {
+    /// Creates the directory, which must not exist, with its manifest.
+    ///
+    /// # Errors
+    /// [`RunDirError::Exists`], or what the system says.
+    pub fn create(path: &Path, manifest: &Manifest) -> Result<Self, RunDirError> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(io_error("create", parent))?;
+        }
+        fs::create_dir(path).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => RunDirError::Exists(path.to_owned()),
+            _ => io_error("create", path)(source),
+        })?;
+        write_json(&path.join("manifest.json"), manifest)?;
+        Ok(Self {
+            path: path.to_owned(),
+            requests: append(&path.join("requests.jsonl"))?,
+            journal: append(&path.join("events.jsonl"))?,
+        })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends one request.
+    ///
+    /// # Errors
+    /// What the system says, a full disk above all.
+    pub fn request(&mut self, record: &RequestRecord) -> Result<(), RunDirError> {
+        write_line(&mut self.requests, record, &self.path.join("requests.jsonl"))
+    }
+
+    /// Appends one journal entry.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn journal(&mut self, entry: &JournalEntry) -> Result<(), RunDirError> {
+        write_line(&mut self.journal, entry, &self.path.join("events.jsonl"))
+    }
+}
+
+/// A run directory in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunData {
+    /// What was measured where.
+    pub manifest: Manifest,
+    /// Every request, in the order in which they ended.
+    pub requests: Vec<RequestRecord>,
+    /// Everything else that happened.
+    pub journal: Vec<JournalEntry>,
+}
+
+impl RunData {
+    /// Reads a run directory. A last line that was cut by a crash is left out.
+    ///
+    /// # Errors
+    /// When it is no run directory, of another schema, or damaged.
+    pub fn read(path: &Path) -> Result<Self, RunDirError> {
+        let manifest_path = path.join("manifest.json");
+        if !manifest_path.is_file() {
+            return Err(RunDirError::NotARun(path.to_owned()));
+        }
+        let text = fs::read_to_string(&manifest_path).map_err(io_error("read", &manifest_path))?;
+        let damaged = |error: serde_json::Error| RunDirError::Damaged {
+            path: manifest_path.clone(),
+            line: error.line(),
+            reason: error.to_string(),
+        };
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(damaged)?;
+        let found = value.get("schema_version").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        if found != u64::from(SCHEMA_VERSION) {
+            return Err(RunDirError::Schema { path: manifest_path, found });
+        }
+        let manifest = serde_json::from_value(value).map_err(damaged)?;
+        Ok(Self {
+            manifest,
+            requests: read_lines(&path.join("requests.jsonl"))?,
+            journal: read_lines(&path.join("events.jsonl"))?,
+        })
+    }
+}
+
+/// Writes a JSON file whole: first beside it, then renamed over it.
+///
+/// # Errors
+/// What the system says.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), RunDirError> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|error| io_error("serialise", path)(io::Error::other(error)))?;
+    bytes.push(b'\n');
+    write_whole(path, &bytes)
+}
+
+/// Writes a file whole: first beside it, then renamed over it.
+///
+/// # Errors
+/// What the system says.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), RunDirError> {
+    let partial = path.with_extension("partial");
+    fs::write(&partial, bytes).map_err(io_error("write", &partial))?;
+    fs::rename(&partial, path).map_err(io_error("write", path))
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirError {
+    move |source| RunDirError::Io { action, path: path.to_owned(), source }
+}
+
+fn append(path: &Path) -> Result<File, RunDirError> {
+    OpenOptions::new().create(true).append(true).open(path).map_err(io_error("open", path))
+}
+
+fn write_line<T: Serialize>(file: &mut File, value: &T, path: &Path) -> Result<(), RunDirError> {
+    let mut line = serde_json::to_vec(value)
+        .map_err(|error| io_error("serialise", path)(io::Error::other(error)))?;
+    line.push(b'\n');
+    // One write call a line: a reader, or a crash, never meets half of two lines.
+    file.write_all(&line).map_err(io_error("write", path))
+}
+
+fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunDirError> {
+    let file = File::open(path).map_err(io_error("open", path))?;
+    let mut reader = BufReader::new(file);
+    let mut values = Vec::new();
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        let mut limited = io::Read::take(&mut reader, MAX_LINE_BYTES);
+        let read = limited.read_until(b'\n', &mut line).map_err(io_error("read", path))?;
+        if read == 0 {
+            break;
+        }
+        let whole = line.last() == Some(&b'\n');
+        match serde_json::from_slice(&line) {
+            Ok(value) => values.push(value),
+            Err(_) if !whole && (read as u64) < MAX_LINE_BYTES => break,
+            Err(error) => {
+                let (path, reason) = (path.to_owned(), error.to_string());
+                return Err(RunDirError::Damaged { path, line: number, reason });
+            }
+        }
+    }
+    Ok(values)
+}

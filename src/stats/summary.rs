@@ -1,0 +1,171 @@
+//! The shape of `summary.json`: what is derived from a run's raw lines. These
+//! names are an interface that scripts lean on.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::ErrorClass;
+
+use super::warnings::Warning;
+
+/// Everything derived from one run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Schema of the run files.
+    pub schema_version: u32,
+    /// Name of the run.
+    pub name: String,
+    /// Label from the manifest.
+    pub started_at: String,
+    /// Model that was asked for.
+    pub model: String,
+    /// `false` if the run was interrupted or crashed before its end.
+    pub complete: bool,
+    /// One entry a case that was measured, in the manifest's order.
+    pub cases: Vec<CaseSummary>,
+    /// Cases that were not measured, each with its reason.
+    pub absent: Vec<AbsentCase>,
+    /// What HTTP adds: the embedded engine over HTTP against itself in process.
+    pub http_cost: Vec<HttpCost>,
+    /// What a reader must know before believing the numbers.
+    pub warnings: Vec<Warning>,
+}
+
+/// One engine under one load.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaseSummary {
+    /// Index in the manifest.
+    pub case: u32,
+    /// Engine name.
+    pub engine: String,
+    /// Experiment name.
+    pub experiment: String,
+    /// Requests in flight at once.
+    pub concurrency: u32,
+    /// Whether the engine was cold at the start.
+    pub cold: bool,
+    /// Measured requests, failed ones included; warm-up not.
+    pub n: u64,
+    /// Requests that completed: the latencies are over these.
+    pub num_ok: u64,
+    /// Failed requests by class.
+    pub errors: BTreeMap<ErrorClass, u64>,
+    /// Time to first token, from `sent_at`.
+    pub ttft_ms: Distribution,
+    /// Time per output token after the first, per request.
+    pub tpot_ms: Distribution,
+    /// Gaps between consecutive token-bearing events, pooled over requests.
+    pub itl_ms: Distribution,
+    /// End to end latency, from `sent_at`.
+    pub e2el_ms: Distribution,
+    /// 1 / TPOT, per stream.
+    pub decode_tokens_per_s: Distribution,
+    /// TTFT of the request that met the cold engine first; absent in warm cases.
+    pub cold_ttft_ms: Option<f64>,
+    /// Output tokens over the whole case, first send to last token.
+    pub output_tokens_per_s: Option<f64>,
+    /// The same over the window in which all `concurrency` streams were
+    /// generating; absent where there is none, with the reason beside it.
+    pub steady_output_tokens_per_s: Option<f64>,
+    /// Why there is no steady window.
+    pub steady_absent: Option<String>,
+    /// Requests completed per second over the whole case.
+    pub requests_per_s: Option<f64>,
+    /// Last minus first `sent_at` of the opening burst; absent for one request at a time.
+    pub send_spread_us: Option<f64>,
+    /// Token-bearing events per output token below 1 mean several tokens a chunk.
+    pub tokens_per_event: Option<f64>,
+    /// Mean of prompt tokens as counted.
+    pub mean_prompt_tokens: Option<f64>,
+    /// Mean of output tokens as counted.
+    pub mean_output_tokens: Option<f64>,
+    /// Share of one processor that this process used during the case. For the
+    /// embedded engine that includes the engine.
+    pub client_cpu_share: Option<f64>,
+    /// The queueing staircase, where TTFT shows one: parallel slots and time per generation.
+    pub staircase: Option<Staircase>,
+}
+
+/// A set of values with its size and how sure we are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Distribution {
+    /// Number of values.
+    pub n: u64,
+    /// Arithmetic mean; absent for n = 0.
+    pub mean: Option<f64>,
+    /// Median, by linear interpolation; absent for n = 0.
+    pub p50: Option<f64>,
+    /// Absent where n is too small for an interval.
+    pub p90: Option<f64>,
+    /// Absent where n is too small for an interval.
+    pub p99: Option<f64>,
+    /// Smallest value.
+    pub min: Option<f64>,
+    /// Largest value.
+    pub max: Option<f64>,
+    /// Interval of the median.
+    pub interval: Option<Interval>,
+    /// Interval of the 90th percentile.
+    pub p90_interval: Option<Interval>,
+    /// Interval of the 99th percentile.
+    pub p99_interval: Option<Interval>,
+    /// Field name to the reason why it is null.
+    pub reasons: BTreeMap<String, String>,
+}
+
+/// A distribution-free confidence interval from order statistics.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// `p50`, `p90` or `p99`.
+    pub of: String,
+    /// Coverage asked for, 0.95.
+    pub level: f64,
+    /// Lower bound.
+    pub low: f64,
+    /// Upper bound.
+    pub high: f64,
+}
+
+/// A case that was not measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AbsentCase {
+    /// Engine name.
+    pub engine: String,
+    /// Experiment name.
+    pub experiment: String,
+    /// Requests in flight at once.
+    pub concurrency: u32,
+    /// Why.
+    pub reason: String,
+}
+
+/// The embedded engine over HTTP minus itself in process, medians of the same case.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HttpCost {
+    /// Experiment name.
+    pub experiment: String,
+    /// Requests in flight at once.
+    pub concurrency: u32,
+    /// Engine in process.
+    pub in_process: String,
+    /// The same engine over HTTP.
+    pub over_http: String,
+    /// Difference of the TTFT medians.
+    pub ttft_ms: Option<f64>,
+    /// Difference of the TPOT medians.
+    pub tpot_ms: Option<f64>,
+    /// Difference of the E2EL medians.
+    pub e2el_ms: Option<f64>,
+    /// Whether the TTFT intervals of the two overlap, so that the difference may be noise.
+    pub ttft_intervals_overlap: Option<bool>,
+}
+
+/// TTFT in steps of a whole generation: a fixed number of parallel slots with a queue before them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Staircase {
+    /// Requests served at once.
+    pub slots: u32,
+    /// Height of a step in milliseconds: one generation.
+    pub step_ms: f64,
+}

@@ -1,0 +1,1 @@
+//! Help pages, errors and exit codes of the binary.

@@ -1,0 +1,1 @@
+//! The embedded engine against a reference implementation, on the real model.

@@ -1,0 +1,1 @@
+//! Paged equals dense, batched equals single: claims that need no oracle.

@@ -1,0 +1,1 @@
+//! Model files, good and damaged, and the catalog that finds them.

@@ -1,0 +1,1 @@
+//! Real servers from packages, by explicit switch.

@@ -1,0 +1,1 @@
+//! `yardstick serve` over real sockets.
