@@ -1,3 +1,7 @@
 //! Parses arguments, dispatches, turns an error into an exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    yardstick::cli::main()
+}
