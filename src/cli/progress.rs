@@ -26,6 +26,7 @@ impl RunProgress {
         let bar = ProgressBar::new(num_requests);
         bar.set_style(style("{bar:20} {pos}/{len} requests {prefix} {elapsed} {wide_msg}"));
         bar.enable_steady_tick(Duration::from_millis(500));
+        Self { bar, names, num_failed: 0 }
     }
 
     /// Takes the bar away, so that what follows starts on a clean line.
