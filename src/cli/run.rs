@@ -18,7 +18,7 @@ use crate::experiment::{Ended, Session, run_cases};
 use crate::hardware;
 use crate::plan::{Case, Experiment, Plan, PromptPlan, expand};
 use crate::record::run_dir::{write_json, write_whole};
-use crate::record::{Manifest, RecordWriter, Recorder, RunData, SCHEMA_VERSION};
+use crate::record::{JournalEvent, Manifest, RecordWriter, Recorder, RunData, SCHEMA_VERSION};
 use crate::report;
 use crate::stats::{Summary, summarise};
 use crate::workload::{Workload, sha256_hex};
@@ -115,10 +115,12 @@ impl Run {
         let measured = plan.measure(&runtime, &contestants, &cases, recorder);
         // Engines are stopped before anything is computed or printed.
         drop(contestants);
-        let (data, summary) = finish(&path)?;
-        self.print(global, &path, &data, &summary)?;
+        let derived = finish(&path);
+        // A full disk fails both; the first failure is the cause.
         let ended = measured?;
-        Ok(exit_status(&ended, &summary))
+        let (data, summary) = derived?;
+        self.print(global, &path, &data, &summary)?;
+        Ok(exit_status(&ended, &data, &summary))
     }
 
     fn plan(&self) -> anyhow::Result<Plan> {
@@ -262,13 +264,17 @@ fn finish(path: &Path) -> anyhow::Result<(RunData, Summary)> {
     Ok((data, summary))
 }
 
-fn exit_status(ended: &Ended, summary: &Summary) -> ExitStatus {
+fn exit_status(ended: &Ended, data: &RunData, summary: &Summary) -> ExitStatus {
     match ended {
         Ended::Interrupted => ExitStatus::Interrupted,
         Ended::RecorderStopped => ExitStatus::Failure,
         Ended::Complete => {
-            let silent = |case: &crate::stats::summary::CaseSummary| case.num_ok == 0;
-            if summary.cases.is_empty() || summary.cases.iter().any(silent) {
+            let silent = summary.cases.iter().any(|case| case.num_ok == 0);
+            let failed = data
+                .journal
+                .iter()
+                .any(|entry| matches!(entry.event, JournalEvent::CaseFailed { .. }));
+            if summary.cases.is_empty() || silent || failed {
                 ExitStatus::Failure
             } else {
                 ExitStatus::Success
