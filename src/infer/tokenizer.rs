@@ -44,6 +44,20 @@ impl Tokenizer {
         unimplemented!()
     }
 
+    /// A synthetic prompt of exactly `num_tokens` ids and its text.
+    ///
+    /// # Errors
+    /// When no such text can be made.
+    pub fn exact_prompt(
+        &self,
+        num_tokens: usize,
+        seed: u64,
+        index: u64,
+    ) -> Result<(Vec<u32>, String), InferError> {
+        let _ = (num_tokens, seed, index);
+        unimplemented!()
+    }
+
     /// Rows of the vocabulary, special tokens included.
     #[must_use]
     pub fn vocab_size(&self) -> usize {

@@ -1,1 +1,110 @@
-//! Issues requests at their intended times and bounds those in flight. Does not know engine kinds.
+//! The driver: issues requests, bounds those in flight, hands back what
+//! happened. Does not know engine kinds, prompts or files.
+//!
+//! It runs on a current-thread runtime: the opening burst is spawned as a
+//! whole and then written socket after socket without a switch of threads,
+//! which keeps its spread at the cost of a few system calls.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, Timestamp};
+use crate::engine::{Engine, EngineError, ErrorClass, Exchange, GenerateRequest, Prepared};
+
+/// A request that has ended, one way or another.
+#[derive(Debug)]
+pub struct Completed {
+    /// Its index in the list that was given.
+    pub index: usize,
+    /// When the driver released it.
+    pub intended_at: Timestamp,
+    /// What happened.
+    pub exchange: Exchange,
+}
+
+/// Runs `requests` against `engine` with at most `concurrency` in flight: the
+/// first `concurrency` are prepared, then released at once; each of the rest
+/// is released as one before it ends. `on_completed` sees each as it ends and
+/// may stop the load by returning `false`.
+///
+/// After `cancel` nothing more is sent; what is in flight ends as cancelled.
+pub async fn drive(
+    engine: &Arc<dyn Engine>,
+    requests: Vec<GenerateRequest>,
+    concurrency: usize,
+    clock: &Clock,
+    cancel: &CancellationToken,
+    on_completed: &mut dyn FnMut(Completed) -> bool,
+) {
+    let mut waiting: VecDeque<(usize, GenerateRequest)> =
+        requests.into_iter().enumerate().collect();
+    let mut in_flight = JoinSet::new();
+    let opening: Vec<_> = waiting.drain(..concurrency.max(1).min(waiting.len())).collect();
+    let prepared = prepare_all(engine, opening).await;
+    if cancel.is_cancelled() {
+        return;
+    }
+    let released_at = clock.now();
+    for (index, prepared) in prepared {
+        in_flight.spawn(run(index, prepared, released_at, clock.clone(), cancel.clone()));
+    }
+    while let Some(joined) = in_flight.join_next().await {
+        let completed = joined.unwrap_or_else(|panic| lost(clock, &panic.to_string()));
+        let go_on = on_completed(completed);
+        if !go_on {
+            cancel.cancel();
+        }
+        if cancel.is_cancelled() {
+            continue;
+        }
+        if let Some((index, request)) = waiting.pop_front() {
+            let (engine, clock, cancel) = (Arc::clone(engine), clock.clone(), cancel.clone());
+            in_flight.spawn(async move {
+                let prepared = engine.prepare(&request).await;
+                let intended_at = clock.now();
+                run(index, prepared, intended_at, clock, cancel).await
+            });
+        }
+    }
+}
+
+type Preparation = Result<Box<dyn Prepared>, EngineError>;
+
+/// Connections are opened together: one slow handshake does not age the others.
+async fn prepare_all(
+    engine: &Arc<dyn Engine>,
+    requests: Vec<(usize, GenerateRequest)>,
+) -> Vec<(usize, Preparation)> {
+    let preparations = requests.into_iter().map(|(index, request)| {
+        let engine = Arc::clone(engine);
+        async move { (index, engine.prepare(&request).await) }
+    });
+    futures_util::future::join_all(preparations).await
+}
+
+async fn run(
+    index: usize,
+    prepared: Preparation,
+    intended_at: Timestamp,
+    clock: Clock,
+    cancel: CancellationToken,
+) -> Completed {
+    let exchange = match prepared {
+        Ok(prepared) => prepared.run(cancel).await,
+        Err(error) => Exchange::failed(clock.now(), error),
+    };
+    Completed { index, intended_at, exchange }
+}
+
+/// A task that panicked: its request is lost, which is recorded and not hidden.
+fn lost(clock: &Clock, reason: &str) -> Completed {
+    let error = EngineError::new(ErrorClass::Engine, format!("request task ended early: {reason}"));
+    let now = clock.now();
+    Completed { index: usize::MAX, intended_at: now, exchange: Exchange::failed(now, error) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,186 @@
-//! What to measure: a validated plan and its ordered cases.
+//! What to measure: a validated plan and the cases it expands to. Reads no
+//! clock and starts nothing; how a plan is spelled in TOML stays in `wire`.
+
+pub mod expand;
+pub mod experiment;
+mod wire;
+
+use thiserror::Error;
+
+use crate::engine::EngineSpec;
+use crate::engine::spec::SpecError;
+
+pub use expand::{Case, Subject, expand};
+pub use experiment::Experiment;
+
+/// The question that the original study asked.
+pub const STUDY_QUESTION: &str = "why is the sky blue?";
+
+/// Bound on requests, concurrency and lengths in a plan: beyond it a typo is likelier than a wish.
+const MAX_COUNT: u32 = 100_000;
+
+/// A plan whose every field has been checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Part of the run directory's name.
+    pub name: String,
+    /// What the plan is meant to show, for readers of its report.
+    pub analysis: Option<String>,
+    /// Model card name or path.
+    pub model: String,
+    /// Engines to measure; empty means the embedded engine, itself over HTTP, and whatever runs here.
+    pub engines: Vec<EngineSpec>,
+    /// Experiments, in order.
+    pub experiments: Vec<Experiment>,
+    /// Requests in a case; `None` is each experiment's own number.
+    pub requests: Option<u32>,
+    /// Size of the bursts, and the last level of `batched-warm`.
+    pub concurrency: u32,
+    /// What is asked.
+    pub prompt: PromptPlan,
+    /// Send the same prompt every time, as the study did; prefix caches then flatter.
+    pub same_prompt: bool,
+    /// Bound on generated tokens.
+    pub max_tokens: u32,
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Let answers end at an end-of-sequence token instead of running to `max_tokens`.
+    pub stop_at_eos: bool,
+    /// Seed of prompts, sampling and dummy weights; `None` takes a fresh one a run.
+    pub seed: Option<u64>,
+    /// Seeded weights of the model card's shapes instead of real ones, for the embedded engine.
+    pub dummy_weights: bool,
+}
+
+/// What is asked of the engines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PromptPlan {
+    /// This question, through the chat template, behind a tag that makes each request distinct.
+    Question(String),
+    /// Synthetic prompts of exactly this many tokens, without a template.
+    Synthetic {
+        /// Tokens in each prompt.
+        num_tokens: u32,
+    },
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            name: "comparison".to_owned(),
+            analysis: None,
+            model: crate::catalog::card::DEFAULT_MODEL.to_owned(),
+            engines: Vec::new(),
+            experiments: Experiment::ALL.to_vec(),
+            requests: None,
+            concurrency: 10,
+            prompt: PromptPlan::Question(STUDY_QUESTION.to_owned()),
+            same_prompt: false,
+            max_tokens: 64,
+            temperature: 0.0,
+            stop_at_eos: false,
+            seed: None,
+            dummy_weights: false,
+        }
+    }
+}
+
+/// Why a plan was refused.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum PlanError {
+    /// It is no TOML, or has a field that does not exist.
+    #[error("plan is not valid: {0}")]
+    Syntax(String),
+    /// No such experiment.
+    #[error("unknown experiment `{name}`: expected one of {}", Experiment::names())]
+    UnknownExperiment {
+        /// What was asked for.
+        name: String,
+    },
+    /// An engine specification is wrong.
+    #[error("engine: {0}")]
+    Engine(#[from] SpecError),
+    /// Two engines with one name.
+    #[error("two engines are named `{0}`: give one another name, as in NAME:KIND")]
+    DuplicateEngine(String),
+    /// Two ways of saying what is asked.
+    #[error("a plan has either `prompt` or `prompt_tokens`, not both")]
+    TwoPrompts,
+    /// A value out of its range.
+    #[error("`{field}` is {got}: expected {expected}")]
+    OutOfRange {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        got: String,
+        /// What it may be.
+        expected: String,
+    },
+}
+
+impl Plan {
+    /// Reads a plan file.
+    ///
+    /// # Errors
+    /// [`PlanError`] names the field.
+    pub fn from_toml(text: &str) -> Result<Self, PlanError> {
+        wire::parse(text)
+    }
+
+    /// The plan as TOML, every default spelled out: reading it gives the same plan.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        wire::render(self)
+    }
+
+    /// Checks what the types do not: ranges and unique names.
+    ///
+    /// # Errors
+    /// [`PlanError`] names the field, what it is and what it may be.
+    pub fn check(&self) -> Result<(), PlanError> {
+        let counts = [
+            ("requests", self.requests.unwrap_or(1)),
+            ("concurrency", self.concurrency),
+            ("max_tokens", self.max_tokens),
+        ];
+        for (field, value) in counts {
+            in_range(field, value)?;
+        }
+        match &self.prompt {
+            PromptPlan::Synthetic { num_tokens } => in_range("prompt_tokens", *num_tokens)?,
+            PromptPlan::Question(text) if text.trim().is_empty() => {
+                return Err(out_of_range("prompt", "empty", "a question"));
+            }
+            PromptPlan::Question(_) => {}
+        }
+        if !(self.temperature.is_finite() && (0.0..=10.0).contains(&self.temperature)) {
+            return Err(out_of_range("temperature", &self.temperature.to_string(), "0 to 10"));
+        }
+        let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if self.name.is_empty() || self.name.len() > 60 || !self.name.chars().all(named) {
+            let expected = "1 to 60 of a-z, A-Z, 0-9, `-`, `_` and `.`";
+            return Err(out_of_range("name", &format!("`{}`", self.name), expected));
+        }
+        if self.experiments.is_empty() {
+            return Err(out_of_range("experiments", "empty", "at least one"));
+        }
+        for (index, spec) in self.engines.iter().enumerate() {
+            if self.engines[..index].iter().any(|other| other.name == spec.name) {
+                return Err(PlanError::DuplicateEngine(spec.name.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn in_range(field: &'static str, value: u32) -> Result<(), PlanError> {
+    if (1..=MAX_COUNT).contains(&value) {
+        Ok(())
+    } else {
+        Err(out_of_range(field, &value.to_string(), &format!("1 to {MAX_COUNT}")))
+    }
+}
+
+fn out_of_range(field: &'static str, got: &str, expected: &str) -> PlanError {
+    PlanError::OutOfRange { field, got: got.to_owned(), expected: expected.to_owned() }
+}

@@ -223,3 +223,46 @@ fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunDirError> {
     }
     Ok(values)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::record::JournalEvent;
+
+    fn entry(at: u64) -> JournalEntry {
+        JournalEntry { at_ns: Timestamp::from_nanos(at), event: JournalEvent::RunStarted }
+    }
+
+    #[test]
+    fn line_cut_by_a_crash_is_left_out_and_a_damaged_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.jsonl");
+        let whole = serde_json::to_string(&entry(1)).unwrap();
+        fs::write(&path, format!("{whole}\n{}", &whole[..9])).unwrap();
+        assert_eq!(read_lines::<JournalEntry>(&path).unwrap(), [entry(1)]);
+        fs::write(&path, format!("{whole}\n{}\n{whole}\n", &whole[..9])).unwrap();
+        let error = read_lines::<JournalEntry>(&path).unwrap_err();
+        assert!(matches!(error, RunDirError::Damaged { line: 2, .. }), "{error}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn full_disk_is_an_error_that_keeps_what_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = || OpenOptions::new().append(true).open("/dev/full").unwrap();
+        let path = folder.path().to_owned();
+        let mut recorder = Recorder { path, requests: full(), journal: full() };
+        let error = recorder.journal(&entry(1)).unwrap_err();
+        assert!(error.hint().unwrap().contains("space"), "{error}");
+
+        let path = folder.path().to_owned();
+        let recorder = Recorder { path, requests: full(), journal: full() };
+        let writer = crate::record::RecordWriter::start(recorder, None);
+        // The thread stops at the first line; soon after, sending says so.
+        while writer.journal(entry(2)).is_ok() {
+            std::thread::yield_now();
+        }
+        assert!(matches!(writer.finish(), Err(RunDirError::Io { .. })));
+    }
+}

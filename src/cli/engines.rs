@@ -1,0 +1,179 @@
+//! From specifications to engines that answered: what is measured, and why not.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use super::progress::DownloadProgress;
+use super::run::SharedEngine;
+use crate::catalog::{LocateOptions, Located, find_card, locate};
+use crate::clock::Clock;
+use crate::engine::embedded::EmbeddedEngine;
+use crate::engine::openai::ModelHint;
+use crate::engine::{self, EngineKind, EngineSpec, discover};
+use crate::infer::{Tokenizer, weights};
+use crate::plan::{Plan, Subject};
+use crate::record::EngineRecord;
+
+/// The engines of a run, in order, each as it described itself.
+pub struct Contestants {
+    contestants: Vec<Contestant>,
+    /// The model's own tokenizer, where its files are on this machine.
+    pub tokenizer: Option<Tokenizer>,
+}
+
+struct Contestant {
+    record: EngineRecord,
+    engine: Option<SharedEngine>,
+}
+
+/// Makes and asks the engines of `plan`: those it names, which must answer, or
+/// else the embedded engine, itself over HTTP, and whatever runs here.
+///
+/// # Errors
+/// When the model cannot be found, or an engine that was named does not answer.
+pub async fn assemble(plan: &Plan, seed: u64, clock: &Clock) -> anyhow::Result<Contestants> {
+    let named = !plan.engines.is_empty();
+    let specs = if named { plan.engines.clone() } else { found_here(clock).await? };
+    let mut models = Models { plan, seed, located: Vec::new() };
+    let mut contestants = Vec::new();
+    // External engines first: to learn that one does not answer must not cost a download.
+    for external in [true, false] {
+        for (order, spec) in specs.iter().enumerate() {
+            if (spec.kind != EngineKind::Embedded) == external {
+                contestants.push((order, contestant(spec, named, &mut models, clock).await?));
+            }
+        }
+    }
+    contestants.sort_by_key(|(order, _)| *order);
+    let tokenizer = models.tokenizer();
+    let contestants = contestants.into_iter().map(|(_, contestant)| contestant).collect();
+    Ok(Contestants { contestants, tokenizer })
+}
+
+async fn found_here(clock: &Clock) -> anyhow::Result<Vec<EngineSpec>> {
+    let mut specs: Vec<EngineSpec> = vec!["embedded".parse()?, "embedded?transport=http".parse()?];
+    specs.extend(discover::running(clock).await);
+    Ok(specs)
+}
+
+async fn contestant(
+    spec: &EngineSpec,
+    must_answer: bool,
+    models: &mut Models<'_>,
+    clock: &Clock,
+) -> anyhow::Result<Contestant> {
+    let engine: SharedEngine = match spec.kind {
+        EngineKind::Embedded => Arc::new(models.embedded(spec, clock)?),
+        EngineKind::Ollama | EngineKind::Vllm | EngineKind::Openai => {
+            Arc::from(engine::connect(spec, clock, &models.hint())?)
+        }
+    };
+    let record = |info, error| EngineRecord { spec: spec.clone(), info, error };
+    match engine.describe().await {
+        Ok(info) => Ok(Contestant { record: record(Some(info), None), engine: Some(engine) }),
+        Err(error) if must_answer => Err(error.into()),
+        Err(error) => {
+            let message = match &error.hint {
+                Some(hint) => format!("{}; {hint}", error.message),
+                None => error.message.clone(),
+            };
+            super::output::warn(&message);
+            Ok(Contestant { record: record(None, Some(message)), engine: None })
+        }
+    }
+}
+
+impl Contestants {
+    /// As planning sees them.
+    #[must_use]
+    pub fn subjects(&self) -> Vec<Subject> {
+        let subject = |contestant: &Contestant| {
+            let record = &contestant.record;
+            let cold = record.info.as_ref().map(|info| &info.capabilities.cold);
+            Subject {
+                name: record.spec.name.clone(),
+                unusable: record.error.clone(),
+                no_cold: cold.and_then(|cold| cold.reason()).map(str::to_owned),
+            }
+        };
+        self.contestants.iter().map(subject).collect()
+    }
+
+    /// As the manifest keeps them.
+    #[must_use]
+    pub fn records(&self) -> Vec<EngineRecord> {
+        self.contestants.iter().map(|contestant| contestant.record.clone()).collect()
+    }
+
+    /// As they were asked for.
+    #[must_use]
+    pub fn specs(&self) -> Vec<EngineSpec> {
+        self.contestants.iter().map(|contestant| contestant.record.spec.clone()).collect()
+    }
+
+    /// Their names.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.specs().into_iter().map(|spec| spec.name).collect()
+    }
+
+    /// Themselves; `None` for one that did not answer.
+    #[must_use]
+    pub fn engines(&self) -> Vec<Option<SharedEngine>> {
+        self.contestants.iter().map(|contestant| contestant.engine.clone()).collect()
+    }
+}
+
+/// The models of a run, each located once.
+struct Models<'a> {
+    plan: &'a Plan,
+    seed: u64,
+    located: Vec<(String, Located)>,
+}
+
+impl Models<'_> {
+    fn embedded(&mut self, spec: &EngineSpec, clock: &Clock) -> anyhow::Result<EmbeddedEngine> {
+        let name = spec.setting("model").unwrap_or(&self.plan.model).to_owned();
+        let dummy = spec.setting("load_format").map_or(self.plan.dummy_weights, |f| f == "dummy");
+        let located = self.locate(&name, dummy)?;
+        let engine = EmbeddedEngine::open(spec, &located.source, &name, clock)
+            .with_context(|| format!("engine {}", spec.name))?;
+        Ok(engine)
+    }
+
+    fn locate(&mut self, name: &str, dummy: bool) -> anyhow::Result<Located> {
+        let key = format!("{name} {dummy}");
+        if let Some((_, located)) = self.located.iter().find(|(known, _)| *known == key) {
+            return Ok(located.clone());
+        }
+        let mut progress = DownloadProgress::new();
+        let options = LocateOptions { dummy: dummy.then_some(self.seed), offline: false };
+        let located = locate(name, &options, &mut |report| progress.show(report))?;
+        self.located.push((key, located.clone()));
+        Ok(located)
+    }
+
+    /// The same model under the names that engines know it by.
+    fn hint(&self) -> ModelHint {
+        let card = find_card(&self.plan.model);
+        ModelHint {
+            ollama_tag: card.and_then(|card| card.ollama_tag.clone()),
+            served: card
+                .and_then(|card| card.vllm_id.clone())
+                .into_iter()
+                .chain([self.plan.model.clone()])
+                .collect(),
+        }
+    }
+
+    /// The run's tokenizer: of the model that was located, else of whatever is
+    /// on this machine already; nothing is downloaded for it.
+    fn tokenizer(&self) -> Option<Tokenizer> {
+        let located = self.located.first().map(|(_, located)| located.clone()).or_else(|| {
+            let options = LocateOptions { dummy: None, offline: true };
+            locate(&self.plan.model, &options, &mut |_| {}).ok()
+        });
+        weights::open(&located?.source).ok().map(|model| model.tokenizer)
+    }
+}

@@ -1,0 +1,316 @@
+//! `yardstick run`: from arguments to a run directory, a table and a report.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::engines::{self, Contestants};
+use super::output;
+use super::progress::RunProgress;
+use super::{ExitStatus, Global};
+use crate::clock::Clock;
+use crate::engine::EngineSpec;
+use crate::experiment::{Ended, Session, run_cases};
+use crate::hardware;
+use crate::plan::{Case, Experiment, Plan, PromptPlan, expand};
+use crate::record::run_dir::{write_json, write_whole};
+use crate::record::{JournalEvent, Manifest, RecordWriter, Recorder, RunData, SCHEMA_VERSION};
+use crate::report;
+use crate::stats::{Summary, summarise};
+use crate::workload::{Workload, sha256_hex};
+
+/// Measure engines side by side, into a run directory with a report.
+///
+/// Without arguments: the embedded engine on the default model, in process and
+/// over HTTP, and every engine found running here (Ollama on 11434, vLLM on
+/// 8000, llama-server on 8080), each with the four experiments.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Plan file in TOML; options given here override what it says
+    plan: Option<PathBuf>,
+    /// Engine to measure, as [NAME:]KIND[=URL][?KEY=VALUE&...]; repeatable
+    #[arg(long = "engine", value_name = "SPEC")]
+    engines: Vec<EngineSpec>,
+    /// Experiment to run; repeatable [default: all four]
+    #[arg(long = "experiment", value_name = "NAME")]
+    experiments: Vec<Experiment>,
+    /// Model card name, GGUF file, or folder with config.json and safetensors
+    #[arg(long, value_name = "NAME|PATH")]
+    model: Option<String>,
+    /// Requests in each case [default: 10 in sequence, else one burst]
+    #[arg(long, value_name = "N")]
+    requests: Option<u32>,
+    /// Requests at once, and the last level of batched-warm [default: 10]
+    #[arg(long, value_name = "C")]
+    concurrency: Option<u32>,
+    /// Question to ask, through the chat template
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_tokens")]
+    prompt: Option<String>,
+    /// Ask with synthetic prompts of exactly this many tokens instead
+    #[arg(long, value_name = "N")]
+    prompt_tokens: Option<u32>,
+    /// Send the same prompt every time, as the original study did
+    #[arg(long)]
+    same_prompt: bool,
+    /// Bound on generated tokens [default: 64]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// Sampling temperature, 0 is greedy [default: 0]
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+    /// Let answers end at an end-of-sequence token instead of running to --max-tokens
+    #[arg(long)]
+    stop_at_eos: bool,
+    /// Seed of prompts, sampling and dummy weights [default: a fresh one]
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Weights of the embedded engine: auto, or dummy for seeded noise of the model's shapes
+    #[arg(long, value_name = "FORMAT")]
+    load_format: Option<super::LoadFormat>,
+    /// Name of the run [default: comparison]
+    #[arg(long)]
+    name: Option<String>,
+    /// Run directory, which must not exist [default: runs/<time>-<name>]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print summary.json on stdout and nothing else there
+    #[arg(long)]
+    json: bool,
+    /// Print the cases that would be measured, and stop
+    #[arg(long)]
+    list: bool,
+}
+
+impl Run {
+    /// Measures and reports.
+    ///
+    /// # Errors
+    /// When the plan is wrong, an engine that was asked for does not answer, or
+    /// the run directory cannot be written.
+    pub fn execute(self, global: &Global) -> anyhow::Result<ExitStatus> {
+        let clock = Clock::real();
+        let plan = self.plan()?;
+        // Decided before the run, so that two runs against one server do not
+        // meet each other's prefix cache, and recorded, so that they can.
+        let seed = plan.seed.unwrap_or_else(fresh_seed);
+        let plan = Plan { seed: Some(seed), ..plan };
+        let cancel = super::interrupt::token()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the driver's runtime")?;
+        let contestants = runtime.block_on(engines::assemble(&plan, seed, &clock))?;
+        let cases = expand(&plan, &contestants.subjects());
+        if self.list {
+            return list_cases(&cases, &contestants);
+        }
+        let path = self.out.clone().unwrap_or_else(|| default_path(&plan.name));
+        let manifest = manifest(&plan, seed, &contestants, &cases);
+        let recorder = Recorder::create(&path, &manifest)?;
+        let plan = Measurement { plan: &plan, seed, clock: &clock, cancel: &cancel };
+        let measured = plan.measure(&runtime, &contestants, &cases, recorder);
+        // Engines are stopped before anything is computed or printed.
+        drop(contestants);
+        let derived = finish(&path);
+        // A full disk fails both; the first failure is the cause.
+        let ended = measured?;
+        let (data, summary) = derived?;
+        self.print(global, &path, &data, &summary)?;
+        Ok(exit_status(&ended, &data, &summary))
+    }
+
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let mut plan = match &self.plan {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read plan {}", path.display()))?;
+                Plan::from_toml(&text).with_context(|| path.display().to_string())?
+            }
+            None => Plan::default(),
+        };
+        if !self.engines.is_empty() {
+            plan.engines.clone_from(&self.engines);
+        }
+        if !self.experiments.is_empty() {
+            plan.experiments.clone_from(&self.experiments);
+        }
+        if let Some(text) = &self.prompt {
+            plan.prompt = PromptPlan::Question(text.clone());
+        }
+        if let Some(num_tokens) = self.prompt_tokens {
+            plan.prompt = PromptPlan::Synthetic { num_tokens };
+        }
+        plan.requests = self.requests.or(plan.requests);
+        plan.seed = self.seed.or(plan.seed);
+        plan.same_prompt |= self.same_prompt;
+        plan.stop_at_eos |= self.stop_at_eos;
+        set(&mut plan.model, self.model.as_ref());
+        set(&mut plan.name, self.name.as_ref());
+        set(&mut plan.concurrency, self.concurrency.as_ref());
+        set(&mut plan.max_tokens, self.max_tokens.as_ref());
+        set(&mut plan.temperature, self.temperature.as_ref());
+        if let Some(format) = self.load_format {
+            plan.dummy_weights = format == super::LoadFormat::Dummy;
+        }
+        plan.check()?;
+        Ok(plan)
+    }
+
+    fn print(
+        &self,
+        global: &Global,
+        path: &Path,
+        data: &RunData,
+        summary: &Summary,
+    ) -> anyhow::Result<()> {
+        let mut stdout = std::io::stdout().lock();
+        if self.json {
+            serde_json::to_writer_pretty(&mut stdout, summary)?;
+            writeln!(stdout)?;
+        } else {
+            let mut text = String::new();
+            report::render_terminal(data, summary, global.colour_stdout(), global.width(), &mut text)?;
+            write!(stdout, "{text}")?;
+        }
+        output::note(&format!("report: {}", path.join("report.html").display()));
+        Ok(())
+    }
+}
+
+/// What the measuring phase needs beside engines and cases.
+struct Measurement<'a> {
+    plan: &'a Plan,
+    seed: u64,
+    clock: &'a Clock,
+    cancel: &'a CancellationToken,
+}
+
+impl Measurement<'_> {
+    fn measure(
+        &self,
+        runtime: &tokio::runtime::Runtime,
+        contestants: &Contestants,
+        cases: &[Case],
+        recorder: Recorder,
+    ) -> anyhow::Result<Ended> {
+        let tokenizer = contestants.tokenizer.clone();
+        let workload = Workload::new(self.plan, self.seed, tokenizer.clone());
+        if !workload.is_token_exact() {
+            output::warn(
+                "the model's tokenizer is not on this machine: prompts have about the asked-for length",
+            );
+        }
+        let count: Option<crate::record::writer::CountTokens> = tokenizer.map(|tokenizer| {
+            let count = move |text: &str| {
+                tokenizer.encode(text, false).ok().and_then(|ids| u32::try_from(ids.len()).ok())
+            };
+            Box::new(count) as _
+        });
+        let writer = RecordWriter::start(recorder, count);
+        let session = Session {
+            engines: contestants.engines(),
+            workload: &workload,
+            clock: self.clock,
+            writer: &writer,
+            cancel: self.cancel.clone(),
+            cpu_time: hardware::process_cpu_time,
+        };
+        let mut progress = RunProgress::new(cases, contestants.names());
+        let ended = runtime.block_on(run_cases(&session, cases, &mut progress));
+        progress.clear();
+        drop(session);
+        writer.finish()?;
+        Ok(ended)
+    }
+}
+
+fn set<T: Clone>(field: &mut T, given: Option<&T>) {
+    if let Some(value) = given {
+        field.clone_from(value);
+    }
+}
+
+fn manifest(plan: &Plan, seed: u64, contestants: &Contestants, cases: &[Case]) -> Manifest {
+    let toml = Plan { engines: contestants.specs(), ..plan.clone() }.to_toml();
+    let subjects = contestants.subjects();
+    Manifest {
+        schema_version: SCHEMA_VERSION,
+        yardstick_version: env!("CARGO_PKG_VERSION").to_owned(),
+        name: plan.name.clone(),
+        started_at: wall_label("%Y-%m-%dT%H:%M:%SZ"),
+        machine: hardware::machine(),
+        model: plan.model.clone(),
+        seed,
+        plan_sha256: sha256_hex(toml.as_bytes()),
+        plan: toml,
+        engines: contestants.records(),
+        cases: cases.iter().map(|case| case.record(&subjects)).collect(),
+    }
+}
+
+/// Reads the raw lines back and derives the rest from them, so that
+/// `yardstick report` on this directory says the same.
+fn finish(path: &Path) -> anyhow::Result<(RunData, Summary)> {
+    let data = RunData::read(path)?;
+    let summary = summarise(&data);
+    write_json(&path.join("summary.json"), &summary)?;
+    let mut html = String::new();
+    report::render_html(&data, &summary, &mut html)?;
+    write_whole(&path.join("report.html"), html.as_bytes())?;
+    Ok((data, summary))
+}
+
+fn exit_status(ended: &Ended, data: &RunData, summary: &Summary) -> ExitStatus {
+    match ended {
+        Ended::Interrupted => ExitStatus::Interrupted,
+        Ended::RecorderStopped => ExitStatus::Failure,
+        Ended::Complete => {
+            let silent = summary.cases.iter().any(|case| case.num_ok == 0);
+            let failed = data
+                .journal
+                .iter()
+                .any(|entry| matches!(entry.event, JournalEvent::CaseFailed { .. }));
+            if summary.cases.is_empty() || silent || failed {
+                ExitStatus::Failure
+            } else {
+                ExitStatus::Success
+            }
+        }
+    }
+}
+
+fn list_cases(cases: &[Case], contestants: &Contestants) -> anyhow::Result<ExitStatus> {
+    let names = contestants.names();
+    let mut stdout = std::io::stdout().lock();
+    for case in cases {
+        let state = case.absent.as_ref().map_or(String::new(), |why| format!("  absent: {why}"));
+        writeln!(
+            stdout,
+            "{:<16} C={:<3} {:>4} requests  {}{state}",
+            case.experiment, case.concurrency, case.num_requests, names[case.engine]
+        )?;
+    }
+    Ok(ExitStatus::Success)
+}
+
+fn default_path(name: &str) -> PathBuf {
+    PathBuf::from("runs").join(format!("{}-{name}", wall_label("%Y%m%d-%H%M%S")))
+}
+
+fn wall_label(format: &str) -> String {
+    jiff::Timestamp::try_from(Clock::wall())
+        .map_or_else(|_| "unknown-time".to_owned(), |now| now.strftime(format).to_string())
+}
+
+/// Small enough to be retyped, different enough that two runs do not share prompts.
+fn fresh_seed() -> u64 {
+    let since_epoch = Clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::from(since_epoch.subsec_nanos()) ^ (since_epoch.as_secs() & 0xffff_ffff)
+}
+
+/// Shared by the engines of a run.
+pub(super) type SharedEngine = Arc<dyn crate::engine::Engine>;

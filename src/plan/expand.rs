@@ -1,0 +1,143 @@
+//! From a plan and the engines that answered to an ordered list of cases.
+//! Engines alternate within each load, so that a machine that drifts during
+//! the run does not favour whoever came first.
+
+use super::{Experiment, Plan};
+use crate::record::CaseRecord;
+
+/// An engine as far as planning cares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// Name of the engine.
+    pub name: String,
+    /// Why it cannot be measured at all.
+    pub unusable: Option<String>,
+    /// Why it cannot be made cold.
+    pub no_cold: Option<String>,
+}
+
+/// One cell of the plan: an engine under one load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Case {
+    /// Index of the engine among the subjects.
+    pub engine: usize,
+    /// Which experiment.
+    pub experiment: Experiment,
+    /// Requests in flight at once.
+    pub concurrency: u32,
+    /// Requests in all.
+    pub num_requests: u32,
+    /// Why it is not measured; `None` if it is.
+    pub absent: Option<String>,
+    /// Cases with the same load share this number, and so their prompts.
+    pub load: u32,
+}
+
+impl Case {
+    /// As it stands in the manifest.
+    #[must_use]
+    pub fn record(&self, subjects: &[Subject]) -> CaseRecord {
+        CaseRecord {
+            engine: subjects[self.engine].name.clone(),
+            experiment: self.experiment.as_str().to_owned(),
+            concurrency: self.concurrency,
+            num_requests: self.num_requests,
+            cold: self.experiment.is_cold(),
+            absent: self.absent.clone(),
+        }
+    }
+}
+
+/// Every case of `plan` over `subjects`, in the order in which they run.
+#[must_use]
+pub fn expand(plan: &Plan, subjects: &[Subject]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut load = 0;
+    for &experiment in &plan.experiments {
+        for concurrency in levels(experiment, plan.concurrency) {
+            for (engine, subject) in subjects.iter().enumerate() {
+                let absent = subject
+                    .unusable
+                    .clone()
+                    .or_else(|| subject.no_cold.clone().filter(|_| experiment.is_cold()));
+                let num_requests = num_requests(experiment, concurrency, plan.requests);
+                cases.push(Case { engine, experiment, concurrency, num_requests, absent, load });
+            }
+            load += 1;
+        }
+    }
+    cases
+}
+
+fn levels(experiment: Experiment, concurrency: u32) -> std::ops::RangeInclusive<u32> {
+    match experiment {
+        Experiment::SequentialCold => 1..=1,
+        Experiment::ConcurrentCold | Experiment::ConcurrentWarm => concurrency..=concurrency,
+        Experiment::BatchedWarm => 1..=concurrency,
+    }
+}
+
+/// The study sent 10 in sequence and one burst otherwise. A number that the
+/// user gives holds for every case, but never leaves a burst incomplete.
+fn num_requests(experiment: Experiment, concurrency: u32, requests: Option<u32>) -> u32 {
+    match (experiment, requests) {
+        (Experiment::SequentialCold, None) => 10,
+        (_, None) => concurrency,
+        (_, Some(requests)) => requests.max(concurrency),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subjects() -> Vec<Subject> {
+        let subject = |name: &str, no_cold: Option<&str>| Subject {
+            name: name.to_owned(),
+            unusable: None,
+            no_cold: no_cold.map(str::to_owned),
+        };
+        vec![subject("embedded", None), subject("vllm", Some("not ours to stop"))]
+    }
+
+    #[test]
+    fn defaults_are_the_study() {
+        let cases = expand(&Plan::default(), &subjects());
+        let of = |experiment| {
+            cases.iter().filter(|c| c.engine == 0 && c.experiment == experiment).collect::<Vec<_>>()
+        };
+        let sequential = of(Experiment::SequentialCold);
+        assert_eq!((sequential[0].concurrency, sequential[0].num_requests), (1, 10));
+        assert_eq!(of(Experiment::ConcurrentWarm)[0].num_requests, 10);
+        let batched = of(Experiment::BatchedWarm);
+        assert_eq!(batched.len(), 10);
+        assert!(batched.iter().all(|case| case.num_requests == case.concurrency));
+    }
+
+    #[test]
+    fn engine_that_cannot_be_cold_is_absent_with_its_reason_only_from_cold_cases() {
+        let cases = expand(&Plan::default(), &subjects());
+        for case in cases.iter().filter(|case| case.engine == 1) {
+            let reason = case.absent.as_deref();
+            assert_eq!(reason, case.experiment.is_cold().then_some("not ours to stop"));
+        }
+    }
+
+    #[test]
+    fn engines_alternate_and_share_the_prompts_of_a_load() {
+        let cases = expand(&Plan::default(), &subjects());
+        for pair in cases.chunks(2) {
+            assert_eq!((pair[0].engine, pair[1].engine), (0, 1));
+            assert_eq!(pair[0].load, pair[1].load);
+        }
+        assert_ne!(cases[0].load, cases[2].load);
+    }
+
+    #[test]
+    fn a_burst_is_never_left_incomplete() {
+        let plan = Plan { requests: Some(3), concurrency: 8, ..Plan::default() };
+        for case in expand(&plan, &subjects()) {
+            assert!(case.num_requests >= case.concurrency);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! A plan as TOML. The types here mirror the file and go nowhere else.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Plan, PlanError, PromptPlan};
+use crate::engine::{EngineKind, EngineSpec};
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct WirePlan {
+    name: Option<String>,
+    analysis: Option<String>,
+    model: Option<String>,
+    experiments: Option<Vec<String>>,
+    requests: Option<u32>,
+    concurrency: Option<u32>,
+    prompt: Option<String>,
+    prompt_tokens: Option<u32>,
+    same_prompt: Option<bool>,
+    max_tokens: Option<u32>,
+    temperature: Option<f64>,
+    stop_at_eos: Option<bool>,
+    seed: Option<u64>,
+    load_format: Option<WireLoadFormat>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    engine: Vec<WireEngine>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum WireLoadFormat {
+    Auto,
+    Dummy,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct WireEngine {
+    name: Option<String>,
+    kind: EngineKind,
+    url: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    settings: BTreeMap<String, WireSetting>,
+}
+
+/// Numbers may be written as numbers; a setting is text inside.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+enum WireSetting {
+    Text(String),
+    Whole(i64),
+}
+
+pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
+    let wire: WirePlan =
+        toml::from_str(text).map_err(|error| PlanError::Syntax(one_line(&error.to_string())))?;
+    let default = Plan::default();
+    let prompt = match (wire.prompt, wire.prompt_tokens) {
+        (Some(_), Some(_)) => return Err(PlanError::TwoPrompts),
+        (Some(text), None) => PromptPlan::Question(text),
+        (None, Some(num_tokens)) => PromptPlan::Synthetic { num_tokens },
+        (None, None) => default.prompt,
+    };
+    let experiments = match wire.experiments {
+        Some(names) => names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?,
+        None => default.experiments,
+    };
+    let engines = wire.engine.into_iter().map(engine).collect::<Result<_, _>>()?;
+    let plan = Plan {
+        name: wire.name.unwrap_or(default.name),
+        analysis: wire.analysis,
+        model: wire.model.unwrap_or(default.model),
+        engines,
+        experiments,
+        requests: wire.requests,
+        concurrency: wire.concurrency.unwrap_or(default.concurrency),
+        prompt,
+        same_prompt: wire.same_prompt.unwrap_or(default.same_prompt),
+        max_tokens: wire.max_tokens.unwrap_or(default.max_tokens),
+        temperature: wire.temperature.unwrap_or(default.temperature),
+        stop_at_eos: wire.stop_at_eos.unwrap_or(default.stop_at_eos),
+        seed: wire.seed,
+        dummy_weights: wire.load_format == Some(WireLoadFormat::Dummy),
+    };
+    plan.check()?;
+    Ok(plan)
+}
+
+pub(super) fn render(plan: &Plan) -> String {
+    let (prompt, prompt_tokens) = match &plan.prompt {
+        PromptPlan::Question(text) => (Some(text.clone()), None),
+        PromptPlan::Synthetic { num_tokens } => (None, Some(*num_tokens)),
+    };
+    let wire = WirePlan {
+        name: Some(plan.name.clone()),
+        analysis: plan.analysis.clone(),
+        model: Some(plan.model.clone()),
+        experiments: Some(plan.experiments.iter().map(|e| e.as_str().to_owned()).collect()),
+        requests: plan.requests,
+        concurrency: Some(plan.concurrency),
+        prompt,
+        prompt_tokens,
+        same_prompt: Some(plan.same_prompt),
+        max_tokens: Some(plan.max_tokens),
+        temperature: Some(plan.temperature),
+        stop_at_eos: Some(plan.stop_at_eos),
+        seed: plan.seed,
+        load_format: Some(if plan.dummy_weights {
+            WireLoadFormat::Dummy
+        } else {
+            WireLoadFormat::Auto
+        }),
+        engine: plan.engines.iter().map(wire_engine).collect(),
+    };
+    // Every value above is a string, a number or a table: TOML can hold all of them.
+    toml::to_string(&wire).unwrap_or_default()
+}
+
+fn engine(wire: WireEngine) -> Result<EngineSpec, PlanError> {
+    let settings = wire
+        .settings
+        .into_iter()
+        .map(|(key, value)| match value {
+            WireSetting::Text(text) => (key, text),
+            WireSetting::Whole(number) => (key, number.to_string()),
+        })
+        .collect();
+    Ok(EngineSpec::new(wire.name.as_deref(), wire.kind, wire.url.as_deref(), settings)?)
+}
+
+fn wire_engine(spec: &EngineSpec) -> WireEngine {
+    WireEngine {
+        name: Some(spec.name.clone()),
+        kind: spec.kind,
+        url: spec.url.as_ref().map(ToString::to_string),
+        settings: spec
+            .settings
+            .iter()
+            .map(|(key, value)| (key.clone(), WireSetting::Text(value.clone())))
+            .collect(),
+    }
+}
+
+/// TOML errors draw the line they complain about; messages here are one line.
+fn one_line(message: &str) -> String {
+    let mut parts = message.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = parts.next().unwrap_or_default().to_owned();
+    let last = parts.rfind(|line| !line.contains('|'));
+    last.map_or(first.clone(), |last| format!("{first}: {last}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plan_survives_its_own_toml() {
+        let mut plan = Plan { seed: Some(7), requests: Some(20), ..Plan::default() };
+        plan.prompt = PromptPlan::Synthetic { num_tokens: 256 };
+        plan.engines = vec!["ours:embedded?kv_blocks=64".parse().unwrap()];
+        assert_eq!(Plan::from_toml(&plan.to_toml()), Ok(plan));
+        assert_eq!(Plan::from_toml(""), Ok(Plan::default()));
+    }
+
+    #[test]
+    fn settings_may_be_numbers() {
+        let text = "[[engine]]\nkind = 'ollama'\nsettings = { num_ctx = 4096 }\n";
+        let plan = Plan::from_toml(text).unwrap();
+        assert_eq!(plan.engines[0].number("num_ctx"), Some(4096));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let message = |text: &str| Plan::from_toml(text).unwrap_err().to_string();
+        assert!(message("concurency = 3").contains("concurency"), "{}", message("concurency = 3"));
+        assert!(message("experiments = ['warm']").contains("sequential-cold"));
+        assert!(message("concurrency = 0").contains("`concurrency` is 0: expected 1 to"));
+        assert!(message("prompt = 'a'\nprompt_tokens = 3").contains("not both"));
+        assert!(message("[[engine]]\nkind = 'sglang'").contains("sglang"));
+        assert!(message("[[engine]]\nkind='vllm'\n[[engine]]\nkind='vllm'").contains("NAME:KIND"));
+        assert!(!message("concurency = 3").contains('\n'));
+    }
+}

@@ -1,0 +1,86 @@
+//! The recorder on a thread of its own, so that serialising a line and waiting
+//! for the disk never delays the stamp of another request's token.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use super::{CountSource, JournalEntry, Recorder, RequestRecord, RunDirError};
+
+/// Lines that may wait for the disk; past it the sender waits too.
+const QUEUE: usize = 4096;
+
+/// Counts the tokens of a text, where the model's tokenizer is at hand.
+pub type CountTokens = Box<dyn Fn(&str) -> Option<u32> + Send>;
+
+enum Line {
+    Request(Box<RequestRecord>),
+    Journal(JournalEntry),
+}
+
+/// Hands lines to the recorder's thread.
+pub struct RecordWriter {
+    lines: SyncSender<Line>,
+    thread: JoinHandle<Result<(), RunDirError>>,
+}
+
+/// The recorder has stopped; [`RecordWriter::finish`] says why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped;
+
+impl RecordWriter {
+    /// Starts the thread. `count_tokens` fills in output counts that the
+    /// engine did not report.
+    #[must_use]
+    pub fn start(recorder: Recorder, count_tokens: Option<CountTokens>) -> Self {
+        let (lines, queue) = sync_channel(QUEUE);
+        let thread = std::thread::spawn(move || write(recorder, &queue, count_tokens.as_ref()));
+        Self { lines, thread }
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// When the recorder has stopped at an error.
+    pub fn request(&self, record: RequestRecord) -> Result<(), Stopped> {
+        self.lines.send(Line::Request(Box::new(record))).map_err(|_| Stopped)
+    }
+
+    /// Queues a journal entry.
+    ///
+    /// # Errors
+    /// When the recorder has stopped at an error.
+    pub fn journal(&self, entry: JournalEntry) -> Result<(), Stopped> {
+        self.lines.send(Line::Journal(entry)).map_err(|_| Stopped)
+    }
+
+    /// Waits until every queued line is in its file.
+    ///
+    /// # Errors
+    /// The first error the recorder met.
+    pub fn finish(self) -> Result<(), RunDirError> {
+        drop(self.lines);
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+fn write(
+    mut recorder: Recorder,
+    queue: &Receiver<Line>,
+    count_tokens: Option<&CountTokens>,
+) -> Result<(), RunDirError> {
+    for line in queue {
+        match line {
+            Line::Request(mut record) => {
+                if record.num_output_tokens.is_none() {
+                    record.num_output_tokens = count_tokens.and_then(|count| count(&record.text));
+                    if record.num_output_tokens.is_some() {
+                        record.count_source = CountSource::Tokenizer;
+                    }
+                }
+                recorder.request(&record)?;
+            }
+            Line::Journal(entry) => recorder.journal(&entry)?,
+        }
+    }
+    Ok(())
+}
