@@ -1,0 +1,214 @@
+//! `yardstick list`: what can be named on the command line.
+
+use clap::{Args, ValueEnum};
+use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
+use serde::Serialize;
+
+use super::{ExitStatus, Global, output};
+use crate::catalog::{ModelCard, cards};
+use crate::engine::EngineKind;
+use crate::hardware::{GpuCard, gpu_cards};
+use crate::plan::Experiment;
+use crate::units;
+
+/// List experiments, engines, models and GPU cards.
+#[derive(Debug, Args)]
+pub struct List {
+    /// What to list [default: everything]
+    #[arg(value_enum, value_name = "WHAT")]
+    what: Option<What>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Loads that `run` puts on engines
+    Experiments,
+    /// Kinds of engine, with the settings each takes
+    Engines,
+    /// Model cards
+    Models,
+    /// GPU cards
+    Gpus,
+}
+
+#[derive(Serialize)]
+struct Listing {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experiments: Option<Vec<ExperimentRow>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    engines: Option<Vec<EngineRow>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    models: Option<Vec<ModelRow>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpus: Option<&'static [GpuCard]>,
+}
+
+#[derive(Serialize)]
+struct ExperimentRow {
+    name: &'static str,
+    description: &'static str,
+}
+
+#[derive(Serialize)]
+struct EngineRow {
+    kind: &'static str,
+    default_url: Option<&'static str>,
+    settings: Vec<SettingRow>,
+}
+
+#[derive(Serialize)]
+struct SettingRow {
+    name: &'static str,
+    description: &'static str,
+}
+
+#[derive(Serialize)]
+struct ModelRow {
+    name: &'static str,
+    description: &'static str,
+    num_parameters: u64,
+    max_position_embeddings: usize,
+    kv_bytes_per_token_f32: usize,
+    gated: bool,
+    license: &'static str,
+    ollama_tag: Option<&'static str>,
+    vllm_id: Option<&'static str>,
+}
+
+impl List {
+    /// Prints the lists.
+    ///
+    /// # Errors
+    /// When stdout cannot be written.
+    pub fn execute(self, global: &Global) -> anyhow::Result<ExitStatus> {
+        let listing = self.listing();
+        if self.json {
+            output::print_json(&listing)?;
+        } else {
+            output::print(&listing.text(global.width()))?;
+        }
+        Ok(ExitStatus::Success)
+    }
+
+    fn listing(&self) -> Listing {
+        let wanted = |what| self.what.is_none_or(|chosen| chosen == what);
+        Listing {
+            experiments: wanted(What::Experiments).then(experiments),
+            engines: wanted(What::Engines).then(engines),
+            models: wanted(What::Models).then(|| cards().iter().map(model).collect()),
+            gpus: wanted(What::Gpus).then(gpu_cards),
+        }
+    }
+}
+
+fn experiments() -> Vec<ExperimentRow> {
+    let row = |experiment: Experiment| ExperimentRow {
+        name: experiment.as_str(),
+        description: experiment.description(),
+    };
+    Experiment::ALL.into_iter().map(row).collect()
+}
+
+fn engines() -> Vec<EngineRow> {
+    let setting = |&(name, description): &(&'static str, &'static str)| SettingRow { name, description };
+    let row = |kind: EngineKind| EngineRow {
+        kind: kind.as_str(),
+        default_url: kind.default_url(),
+        settings: kind.settings().iter().map(setting).collect(),
+    };
+    EngineKind::ALL.into_iter().map(row).collect()
+}
+
+fn model(card: &'static ModelCard) -> ModelRow {
+    ModelRow {
+        name: &card.name,
+        description: &card.description,
+        num_parameters: card.num_parameters,
+        max_position_embeddings: card.config.max_position_embeddings,
+        kv_bytes_per_token_f32: card.config.kv_bytes_per_token(size_of::<f32>()),
+        gated: card.gated,
+        license: &card.license,
+        ollama_tag: card.ollama_tag.as_deref(),
+        vllm_id: card.vllm_id.as_deref(),
+    }
+}
+
+impl Listing {
+    fn text(&self, width: usize) -> String {
+        let mut sections = Vec::new();
+        if let Some(rows) = &self.experiments {
+            let rows = rows.iter().map(|row| vec![row.name.to_owned(), row.description.to_owned()]);
+            sections.push(table(width, &["experiment", "what"], rows));
+        }
+        if let Some(rows) = &self.engines {
+            let headers = ["engine", "default URL", "setting", "what"];
+            sections.push(table(width, &headers, rows.iter().flat_map(EngineRow::cells)));
+        }
+        if let Some(rows) = &self.models {
+            let headers = ["model", "parameters", "context", "Ollama tag", "vLLM id", "gated"];
+            sections.push(table(width, &headers, rows.iter().map(ModelRow::cells)));
+        }
+        if let Some(cards) = self.gpus {
+            let headers = ["GPU", "driver MiB", "GB/s", "bf16 TFLOP/s", "peaks from"];
+            sections.push(table(width, &headers, cards.iter().map(gpu_cells)));
+        }
+        sections.join("\n")
+    }
+}
+
+impl EngineRow {
+    /// One row a setting; the engine is named in the first.
+    fn cells(&self) -> Vec<Vec<String>> {
+        let row = |(index, setting): (usize, &SettingRow)| {
+            let first = |text: &str| if index == 0 { text.to_owned() } else { String::new() };
+            vec![
+                first(self.kind),
+                first(self.default_url.unwrap_or("in process")),
+                setting.name.to_owned(),
+                setting.description.to_owned(),
+            ]
+        };
+        self.settings.iter().enumerate().map(row).collect()
+    }
+}
+
+impl ModelRow {
+    fn cells(&self) -> Vec<String> {
+        #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+        let millions = self.num_parameters as f64 / 1e6;
+        vec![
+            self.name.to_owned(),
+            format!("{} M", units::format_significant(millions)),
+            self.max_position_embeddings.to_string(),
+            self.ollama_tag.unwrap_or("-").to_owned(),
+            self.vllm_id.unwrap_or("-").to_owned(),
+            if self.gated { "yes" } else { "no" }.to_owned(),
+        ]
+    }
+}
+
+fn gpu_cells(card: &GpuCard) -> Vec<String> {
+    vec![
+        card.name.clone(),
+        card.memory_mib.map_or_else(|| "-".to_owned(), |mib| mib.to_string()),
+        card.bandwidth_gb_per_s.to_string(),
+        card.bf16_tflop_per_s.to_string(),
+        card.source.clone(),
+    ]
+}
+
+fn table(width: usize, headers: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    let rule = LineStyle::none().fill('─').junction('─');
+    table.load_style(TableStyle::new().header_separator(rule));
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
+    table.set_header(headers.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    format!("{}\n", table.trim_fmt())
+}
