@@ -2,16 +2,28 @@
 //! engine's wire into [`TokenEvent`]s; they know no experiment, no statistic
 //! and no other adapter.
 
+pub mod connect;
+pub mod discover;
 pub mod error;
 pub mod event;
+mod http;
 pub mod info;
+mod line;
+mod link;
+mod ndjson;
+mod ollama;
+mod openai;
+mod socket;
 pub mod spec;
+mod sse;
+mod stream;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+pub use connect::{ModelHint, connect};
 pub use error::{EngineError, ErrorClass};
 pub use event::{EventKind, Exchange, FinishReason, TokenEvent, Usage};
 pub use info::{Capabilities, Capability, EngineInfo};
@@ -59,6 +71,16 @@ pub struct Sampling {
     pub top_k: Option<u32>,
     /// Seed of the engine's own generator.
     pub seed: u64,
+}
+
+impl Sampling {
+    /// The low 31 bits of the seed: llama.cpp and Ollama hold seeds in 32 bits,
+    /// the highest value of which means "random", and every engine must be
+    /// given the same one.
+    #[must_use]
+    pub const fn short_seed(&self) -> u64 {
+        self.seed & 0x7fff_ffff
+    }
 }
 
 impl Default for Sampling {
