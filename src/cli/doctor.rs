@@ -261,11 +261,8 @@ mod tests {
 
     #[test]
     fn every_gap_is_named_with_its_advice() {
-        let machine = Machine {
-            load_average_percent: Some(190),
-            cpu_features: Vec::new(),
-            ..machine()
-        };
+        let machine =
+            Machine { load_average_percent: Some(190), cpu_features: Vec::new(), ..machine() };
         let gaps = gaps(&machine, &[], &model(false));
         let whats: Vec<_> = gaps.iter().map(|gap| gap.what.as_str()).collect();
         assert_eq!(whats.len(), 4, "{whats:?}");

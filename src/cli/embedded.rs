@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
-use super::progress::DownloadProgress;
 use super::Failure;
+use super::progress::DownloadProgress;
 use crate::catalog::card::DEFAULT_MODEL;
 use crate::catalog::{LocateOptions, Located, locate};
 use crate::clock::Clock;

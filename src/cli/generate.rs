@@ -13,8 +13,7 @@ use super::{ExitStatus, Failure, Global, interrupt, output};
 use crate::clock::{Clock, Timestamp};
 use crate::infer::host::{RequestTimings, TokenLogprobs};
 use crate::infer::{
-    ChatMessage, Generation, GenerationEvent, InferRequest, SamplingParams, StopReason,
-    Tokenizer,
+    ChatMessage, Generation, GenerationEvent, InferRequest, SamplingParams, StopReason, Tokenizer,
 };
 use crate::units::{format_ms, format_significant, millis};
 
@@ -189,10 +188,10 @@ impl Generate {
             (Some(ids), _) => {
                 let size = tokenizer.vocab_size();
                 match ids.iter().find(|id| **id as usize >= size) {
-                    Some(id) => {
-                        Err(Failure::new(format!("token id {id} is not below {size}, the vocabulary's size"))
-                            .into())
-                    }
+                    Some(id) => Err(Failure::new(format!(
+                        "token id {id} is not below {size}, the vocabulary's size"
+                    ))
+                    .into()),
                     None => Ok(ids.clone()),
                 }
             }
@@ -327,7 +326,11 @@ impl Answer {
             ms.map_or_else(String::new, |ms| format!(", {name} {} ms", format_ms(ms)))
         };
         let speed = timings.decode_tokens_per_s.map_or_else(String::new, |rate| {
-            format!(", decode {} tokens/s (n = {})", format_significant(rate), self.tokens.len() - 1)
+            format!(
+                ", decode {} tokens/s (n = {})",
+                format_significant(rate),
+                self.tokens.len() - 1
+            )
         });
         format!(
             "{} prompt tokens, {} tokens ({}), {}{}{}{speed}",

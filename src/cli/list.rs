@@ -113,7 +113,8 @@ fn experiments() -> Vec<ExperimentRow> {
 }
 
 fn engines() -> Vec<EngineRow> {
-    let setting = |&(name, description): &(&'static str, &'static str)| SettingRow { name, description };
+    let setting =
+        |&(name, description): &(&'static str, &'static str)| SettingRow { name, description };
     let row = |kind: EngineKind| EngineRow {
         kind: kind.as_str(),
         default_url: kind.default_url(),

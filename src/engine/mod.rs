@@ -4,6 +4,7 @@
 
 pub mod connect;
 pub mod discover;
+pub mod embedded;
 pub mod error;
 pub mod event;
 mod http;

@@ -16,13 +16,8 @@ const X86_FEATURES: [&str; 10] = [
 ];
 
 /// The same on aarch64: the kernel's word, and the word people use.
-const ARM_FEATURES: [(&str, &str); 5] = [
-    ("asimd", "neon"),
-    ("asimddp", "dotprod"),
-    ("bf16", "bf16"),
-    ("i8mm", "i8mm"),
-    ("sve", "sve"),
-];
+const ARM_FEATURES: [(&str, &str); 5] =
+    [("asimd", "neon"), ("asimddp", "dotprod"), ("bf16", "bf16"), ("i8mm", "i8mm"), ("sve", "sve")];
 
 /// The processor's name, from `/proc/cpuinfo`.
 #[must_use]
@@ -45,8 +40,9 @@ pub fn features(cpuinfo: &str) -> Vec<String> {
             .map(str::to_owned)
             .collect();
     }
-    let flags: Vec<&str> =
-        field(cpuinfo, "Features").map(|text| text.split_whitespace().collect()).unwrap_or_default();
+    let flags: Vec<&str> = field(cpuinfo, "Features")
+        .map(|text| text.split_whitespace().collect())
+        .unwrap_or_default();
     ARM_FEATURES
         .into_iter()
         .filter(|(kernel, _)| flags.contains(kernel))

@@ -75,6 +75,7 @@ async fn models(State(service): State<Shared>) -> Json<Value> {
             "root": service.model,
             "parent": null,
             "max_model_len": service.host.max_model_len(),
+            "precision": service.host.precision(),
             "dummy_weights": service.host.is_dummy(),
         }],
     }))
@@ -88,10 +89,7 @@ async fn completions(
     service.answer(Shape::Completion, ask).await
 }
 
-async fn chat(
-    State(service): State<Shared>,
-    request: Request<Body>,
-) -> Result<Response, ApiError> {
+async fn chat(State(service): State<Shared>, request: Request<Body>) -> Result<Response, ApiError> {
     let ask = Ask::chat(&body(request).await?)?;
     service.answer(Shape::Chat, ask).await
 }

@@ -380,7 +380,9 @@ mod tests {
         assert_eq!(input(r#"{"prompt":["a"]}"#), Input::Text("a".to_owned()));
         assert_eq!(input(r#"{"prompt":[1,2]}"#), Input::Ids(vec![1, 2]));
         assert_eq!(input(r#"{"prompt":[[1,2]]}"#), Input::Ids(vec![1, 2]));
-        for bad in ["[]", "[[]]", "3", "[1,\"a\"]", "[-1]", "[1.5]", "[\"a\",\"b\"]", "{}", "[null]"] {
+        for bad in
+            ["[]", "[[]]", "3", "[1,\"a\"]", "[-1]", "[1.5]", "[\"a\",\"b\"]", "{}", "[null]"]
+        {
             let body = format!("{{\"prompt\":{bad}}}");
             assert!(refused(Ask::completion(body.as_bytes())).contains("prompt"), "{bad}");
         }

@@ -1,1 +1,8 @@
 //! Parts that several modules share.
+
+use std::process::Command;
+
+/// The binary under test.
+pub fn yardstick() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_yardstick"))
+}
