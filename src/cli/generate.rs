@@ -185,16 +185,7 @@ impl Generate {
 
     fn prompt_ids(&self, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
         match (&self.prompt_ids, &self.prompt) {
-            (Some(ids), _) => {
-                let size = tokenizer.vocab_size();
-                match ids.iter().find(|id| **id as usize >= size) {
-                    Some(id) => Err(Failure::new(format!(
-                        "token id {id} is not below {size}, the vocabulary's size"
-                    ))
-                    .into()),
-                    None => Ok(ids.clone()),
-                }
-            }
+            (Some(ids), _) => Ok(ids.clone()),
             (None, Some(text)) if self.raw => Ok(tokenizer.encode(text, true)?),
             (None, Some(text)) => {
                 let message = ChatMessage { role: "user".to_owned(), content: text.clone() };

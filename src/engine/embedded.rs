@@ -335,6 +335,8 @@ fn nanos(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Sampling;
+    use crate::infer::ModelConfig;
 
     fn config_of(text: &str) -> Result<EngineConfig, EngineError> {
         config(&text.parse().unwrap())
@@ -356,5 +358,108 @@ mod tests {
     fn two_sizes_for_one_pool_are_refused() {
         let error = config_of("embedded?kv_blocks=4&kv_memory=1MiB").unwrap_err();
         assert!(error.message.contains("kv_memory"), "{error}");
+    }
+
+    fn engine(text: &str) -> EmbeddedEngine {
+        let config = ModelConfig {
+            vocab_size: 128,
+            hidden_size: 32,
+            intermediate_size: 64,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 8,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope_scaling: None,
+            max_position_embeddings: 4096,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            eos_token_ids: vec![2],
+            bos_token_id: None,
+        };
+        let source = ModelSource::Dummy { config: Box::new(config), seed: 3, tokenizer: None };
+        EmbeddedEngine::open(&text.parse().unwrap(), &source, "tiny", &Clock::real()).unwrap()
+    }
+
+    fn request(max_tokens: u32) -> GenerateRequest {
+        let prompt = Prompt::Tokens { ids: vec![5, 6, 7], text: String::new() };
+        GenerateRequest { prompt, max_tokens, sampling: Sampling::default(), ignore_eos: true }
+    }
+
+    async fn run(engine: &EmbeddedEngine, max_tokens: u32) -> Exchange {
+        let prepared = engine.prepare(&request(max_tokens)).await.unwrap();
+        prepared.run(CancellationToken::new()).await
+    }
+
+    fn num_token_events(exchange: &Exchange) -> usize {
+        exchange.events.iter().filter(|event| event.kind.is_token()).count()
+    }
+
+    #[tokio::test]
+    async fn both_transports_give_the_same_answer() {
+        let channel = engine("embedded");
+        let http = engine("embedded?transport=http");
+        let (in_process, over_http) = (run(&channel, 9).await, run(&http, 9).await);
+        assert_eq!((&in_process.outcome, &over_http.outcome), (&Ok(()), &Ok(())));
+        assert_eq!(in_process.text, over_http.text);
+        for exchange in [&in_process, &over_http] {
+            assert_eq!(num_token_events(exchange), 9);
+            assert_eq!(exchange.finish_reason, Some(FinishReason::Length));
+            let usage = exchange.usage.unwrap();
+            assert_eq!((usage.num_prompt_tokens, usage.num_output_tokens), (Some(3), Some(9)));
+        }
+        let (channel, http) = (channel.describe().await.unwrap(), http.describe().await.unwrap());
+        assert!(channel.dummy_weights && http.dummy_weights);
+        assert!(channel.capabilities.cold.is_yes() && http.capabilities.cold.is_yes());
+        assert_eq!(channel.precision, http.precision);
+        assert_eq!(http.settings["transport"], "http");
+    }
+
+    #[tokio::test]
+    async fn cold_engine_loads_within_the_next_request() {
+        for text in ["embedded", "embedded?transport=http"] {
+            let engine = engine(text);
+            assert_eq!(run(&engine, 2).await.outcome, Ok(()));
+            assert!(engine.host().status().loaded);
+            engine.make_cold().await.unwrap();
+            assert!(!engine.host().status().loaded, "{text}");
+            assert_eq!(run(&engine, 2).await.outcome, Ok(()));
+        }
+        let engine = engine("embedded");
+        let cold = run(&engine, 2).await;
+        let warm = run(&engine, 2).await;
+        assert!(cold.server["load_ns"] > 0.0 && warm.server["load_ns"] == 0.0);
+        assert!(cold.server["queue_ns"] >= cold.server["load_ns"]);
+    }
+
+    #[tokio::test]
+    async fn cancelled_request_keeps_its_tokens_and_no_blocks() {
+        let engine = engine("embedded");
+        let cancel = CancellationToken::new();
+        let prepared = engine.prepare(&request(4000)).await.unwrap();
+        let running = tokio::spawn(prepared.run(cancel.clone()));
+        while engine.host().status().num_running == 0 {
+            tokio::task::yield_now().await;
+        }
+        cancel.cancel();
+        let exchange = running.await.unwrap();
+        assert_eq!(exchange.outcome.unwrap_err().class, ErrorClass::Cancelled);
+        assert!(exchange.usage.is_none());
+        while engine.host().status().num_running > 0 {
+            tokio::task::yield_now().await;
+        }
+        let status = engine.host().status();
+        assert_eq!(status.num_free_blocks, status.num_blocks);
+    }
+
+    #[tokio::test]
+    async fn request_that_cannot_fit_is_rejected_with_its_numbers() {
+        let engine = engine("embedded?max_model_len=32");
+        let prompt = Prompt::Tokens { ids: vec![5; 40], text: String::new() };
+        let prepared = engine.prepare(&GenerateRequest { prompt, ..request(4) }).await.unwrap();
+        let error = prepared.run(CancellationToken::new()).await.outcome.unwrap_err();
+        assert_eq!(error.class, ErrorClass::Rejected);
+        assert!(error.message.contains("40") && error.message.contains("32"), "{error}");
     }
 }

@@ -53,17 +53,11 @@ pub(super) async fn submit(
     fallback_seed: u64,
 ) -> Result<Follower, ApiError> {
     let prompt_ids = prompt_ids(host.tokenizer(), ask.input).await?;
-    let (num_prompt_tokens, limit) = (prompt_ids.len(), host.max_model_len());
-    // At least one token must fit behind the prompt.
-    let room = limit.checked_sub(num_prompt_tokens).filter(|room| *room > 0).ok_or_else(|| {
-        ApiError::bad_request(format!(
-            "the prompt has {num_prompt_tokens} tokens, with an answer at most {limit} fit \
-             (max_model_len)"
-        ))
-    })?;
+    let num_prompt_tokens = prompt_ids.len();
     let generation = host.submit(InferRequest {
         prompt_ids,
-        max_tokens: ask.max_tokens.unwrap_or(room),
+        // The engine clips it to what the context holds.
+        max_tokens: ask.max_tokens.unwrap_or(usize::MAX),
         sampling: SamplingParams { seed: ask.seed.unwrap_or(fallback_seed), ..ask.sampling },
         ignore_eos: ask.ignore_eos,
         logprobs: ask.logprobs,
@@ -77,30 +71,18 @@ pub(super) async fn submit(
 }
 
 async fn prompt_ids(tokenizer: &Tokenizer, input: Input) -> Result<Vec<u32>, ApiError> {
-    let ids = match input {
-        Input::Ids(ids) => {
-            let size = tokenizer.vocab_size();
-            if let Some(id) = ids.iter().find(|id| **id as usize >= size) {
-                return Err(ApiError::bad_request(format!(
-                    "prompt holds token id {id}, the vocabulary has {size}"
-                )));
-            }
-            ids
-        }
+    match input {
+        Input::Ids(ids) => Ok(ids),
         // The tokenizer adds what the model wants at the start of a sequence.
-        Input::Text(text) => encode(tokenizer, text, true).await?,
+        Input::Text(text) => encode(tokenizer, text, true).await,
         // The template says all that is to be said.
         Input::Chat(messages) => {
             let text = tokenizer
                 .apply_chat_template(&messages)
                 .map_err(|error| ApiError::bad_request(error.to_string()))?;
-            encode(tokenizer, text, false).await?
+            encode(tokenizer, text, false).await
         }
-    };
-    if ids.is_empty() {
-        return Err(ApiError::bad_request("the prompt is empty"));
     }
-    Ok(ids)
 }
 
 async fn encode(tokenizer: &Tokenizer, text: String, special: bool) -> Result<Vec<u32>, ApiError> {
