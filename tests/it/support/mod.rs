@@ -1,1 +1,4 @@
 //! Parts that several modules share.
+
+pub mod scripted;
+pub mod wire;
