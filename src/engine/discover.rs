@@ -36,16 +36,21 @@ struct Props {
 
 /// The engines found at the default ports, named after what they are.
 pub async fn running(clock: &Clock) -> Vec<EngineSpec> {
-    running_at(clock, ["http://127.0.0.1:11434", "http://127.0.0.1:8000", "http://127.0.0.1:8080"])
-        .await
+    let urls = ["http://127.0.0.1:11434", "http://127.0.0.1:8000", "http://127.0.0.1:8080"];
+    running_at(clock, urls, LIMIT).await
 }
 
-/// The same at other URLs: of Ollama, of vLLM, and of llama.cpp's server.
-pub async fn running_at(clock: &Clock, [ollama, vllm, llama]: [&str; 3]) -> Vec<EngineSpec> {
+/// The same at other URLs, of Ollama, of vLLM and of llama.cpp's server, with
+/// `limit` for all of them together.
+pub async fn running_at(
+    clock: &Clock,
+    [ollama, vllm, llama]: [&str; 3],
+    limit: Duration,
+) -> Vec<EngineSpec> {
     let (ollama, vllm, llama) = tokio::join!(
-        timeout(LIMIT, find_ollama(clock, ollama)),
-        timeout(LIMIT, find_openai(clock, vllm)),
-        timeout(LIMIT, find_openai(clock, llama)),
+        timeout(limit, find_ollama(clock, ollama)),
+        timeout(limit, find_openai(clock, vllm)),
+        timeout(limit, find_openai(clock, llama)),
     );
     let mut found: Vec<EngineSpec> = Vec::new();
     for spec in [ollama, vllm, llama].into_iter().flat_map(Result::ok).flatten() {

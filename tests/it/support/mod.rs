@@ -1,5 +1,8 @@
 //! Parts that several modules share.
 
+pub mod scripted;
+pub mod wire;
+
 use std::process::Command;
 
 /// The binary under test.
