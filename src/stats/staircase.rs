@@ -15,7 +15,7 @@ pub struct Stream {
 }
 
 /// Levels must be this many times further apart than the widest one is wide.
-const MIN_SEPARATION: f64 = 3.0;
+const MIN_SEPARATION: f64 = 2.0;
 /// A step is between these multiples of the median time from first token to end.
 const STEP_OVER_GENERATION: (f64, f64) = (0.5, 2.0);
 

@@ -21,6 +21,8 @@ const MAX_SPREAD_SHARE: f64 = 0.01;
 const BUSY_LOAD: f64 = 0.25;
 /// Share of one processor above which the client may be what is measured.
 const SATURATED_SHARE: f64 = 0.7;
+/// Characters of an error message that are quoted.
+const MAX_MESSAGE: usize = 160;
 
 pub(super) fn incomplete(facts: &Facts<'_>, complete: bool) -> Vec<Warning> {
     let mut warnings = Vec::new();
@@ -117,7 +119,7 @@ pub(super) fn failures(facts: &Facts<'_>, engine: &EngineRecord) -> Option<Warni
     let (main, _) = classes.iter().max_by_key(|(_, (number, _))| *number)?;
     let named: Vec<_> = classes
         .iter()
-        .map(|(class, (number, message))| format!("{number} {class} (first: {message})"))
+        .map(|(class, (number, message))| format!("{number} {class} (first: {})", short(message)))
         .collect();
     let cases = facts.cases_of(engine).filter(|case| !case.errors.is_empty());
     Some(about(
@@ -131,6 +133,15 @@ pub(super) fn failures(facts: &Facts<'_>, engine: &EngineRecord) -> Option<Warni
         ),
         format!("latencies are those of the survivors; {}", remedy(*main)),
     ))
+}
+
+/// A server's words, cut to what a sentence can carry.
+fn short(message: &str) -> String {
+    let mut cut: String = message.chars().take(MAX_MESSAGE).collect();
+    if cut.len() < message.len() {
+        cut.push('…');
+    }
+    cut
 }
 
 fn remedy(class: ErrorClass) -> &'static str {
