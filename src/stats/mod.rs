@@ -1,6 +1,55 @@
-//! From raw lines to numbers. Pure: reads no clock, touches no file.
+//! From raw lines to numbers. Pure: reads no clock, touches no file. Each
+//! formula is a small file; `docs/METRICS.md` states them in words.
 
+pub mod case;
+pub mod checks;
+pub mod distribution;
+pub mod http_cost;
+pub mod latency;
+pub mod order_statistics;
+pub mod staircase;
 pub mod summary;
+pub mod throughput;
 pub mod warnings;
 
+use crate::record::{JournalEvent, RunData, SCHEMA_VERSION};
+
+pub use case::CaseRequests;
 pub use summary::Summary;
+
+use summary::AbsentCase;
+
+/// Derives everything that is derived from a run. The same run gives the same
+/// summary, whatever the machine and the hour.
+#[must_use]
+pub fn summarise(run: &RunData) -> Summary {
+    let complete = run.journal.iter().any(|entry| entry.event == JournalEvent::RunFinished);
+    let grouped = case::group(run);
+    let mut cases = Vec::new();
+    let mut absent = Vec::new();
+    for group in &grouped {
+        if let Some(reason) = case::absence(group, run) {
+            absent.push(AbsentCase {
+                engine: group.record.engine.clone(),
+                experiment: group.record.experiment.clone(),
+                concurrency: group.record.concurrency,
+                reason,
+            });
+        } else {
+            cases.push(case::summarise(group, &run.journal));
+        }
+    }
+    let http_cost = http_cost::pair(&run.manifest.engines, &cases);
+    let warnings = checks::find(run, &grouped, &cases, complete);
+    Summary {
+        schema_version: SCHEMA_VERSION,
+        name: run.manifest.name.clone(),
+        started_at: run.manifest.started_at.clone(),
+        model: run.manifest.model.clone(),
+        complete,
+        cases,
+        absent,
+        http_cost,
+        warnings,
+    }
+}

@@ -74,7 +74,7 @@ pub struct CaseSummary {
     pub requests_per_s: Option<f64>,
     /// Last minus first `sent_at` of the opening burst; absent for one request at a time.
     pub send_spread_us: Option<f64>,
-    /// Token-bearing events per output token below 1 mean several tokens a chunk.
+    /// Output tokens per token-bearing event: above 1, several tokens come in a chunk.
     pub tokens_per_event: Option<f64>,
     /// Mean of prompt tokens as counted.
     pub mean_prompt_tokens: Option<f64>,

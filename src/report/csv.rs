@@ -1,0 +1,147 @@
+//! Every number of the summary in long form, for spreadsheets and data frames:
+//! one row a case and metric, an empty field where there is no number.
+
+use std::fmt::{self, Write};
+
+use crate::stats::Summary;
+use crate::stats::summary::{CaseSummary, Distribution, Interval};
+
+/// The columns, in order: what identifies a row, then its numbers.
+pub const COLUMNS: [&str; 24] = [
+    "case",
+    "engine",
+    "experiment",
+    "concurrency",
+    "cold",
+    "requests",
+    "completed",
+    "metric",
+    "unit",
+    "n",
+    "value",
+    "mean",
+    "p50",
+    "p50_low",
+    "p50_high",
+    "p90",
+    "p90_low",
+    "p90_high",
+    "p99",
+    "p99_low",
+    "p99_high",
+    "min",
+    "max",
+    "reason",
+];
+
+/// Fields from `n` on.
+type Numbers = [String; 15];
+
+/// Writes a header and the rows.
+///
+/// # Errors
+/// Those of `out`.
+pub fn render(summary: &Summary, out: &mut impl Write) -> fmt::Result {
+    let mut writer = ::csv::Writer::from_writer(Vec::new());
+    // Writing to memory fails only for rows of unequal length, and fields are counted by type.
+    writer.write_record(COLUMNS).map_err(|_| fmt::Error)?;
+    for case in &summary.cases {
+        for (metric, unit, distribution) in distributions(case) {
+            let fields = statistics(distribution);
+            writer.write_record(row(case, metric, unit, fields)).map_err(|_| fmt::Error)?;
+        }
+        for (metric, unit, value) in values(case) {
+            let mut fields = Numbers::default();
+            fields[1] = number(value);
+            if metric == "steady_output_tokens_per_s" {
+                fields[14] = case.steady_absent.clone().unwrap_or_default();
+            }
+            writer.write_record(row(case, &metric, unit, fields)).map_err(|_| fmt::Error)?;
+        }
+    }
+    let bytes = writer.into_inner().map_err(|_| fmt::Error)?;
+    out.write_str(&String::from_utf8(bytes).map_err(|_| fmt::Error)?)
+}
+
+fn distributions(case: &CaseSummary) -> [(&'static str, &'static str, &Distribution); 5] {
+    [
+        ("ttft", "ms", &case.ttft_ms),
+        ("tpot", "ms", &case.tpot_ms),
+        ("itl", "ms", &case.itl_ms),
+        ("e2el", "ms", &case.e2el_ms),
+        ("decode_tokens_per_s", "1/s", &case.decode_tokens_per_s),
+    ]
+}
+
+#[expect(clippy::cast_precision_loss, reason = "request counts are far below 2^52")]
+fn values(case: &CaseSummary) -> Vec<(String, &'static str, Option<f64>)> {
+    let mut values: Vec<(String, &'static str, Option<f64>)> = [
+        ("output_tokens_per_s", "1/s", case.output_tokens_per_s),
+        ("steady_output_tokens_per_s", "1/s", case.steady_output_tokens_per_s),
+        ("requests_per_s", "1/s", case.requests_per_s),
+        ("cold_ttft", "ms", case.cold_ttft_ms),
+        ("send_spread", "us", case.send_spread_us),
+        ("tokens_per_event", "1", case.tokens_per_event),
+        ("mean_prompt_tokens", "1", case.mean_prompt_tokens),
+        ("mean_output_tokens", "1", case.mean_output_tokens),
+        ("client_cpu_share", "1", case.client_cpu_share),
+        ("staircase_slots", "1", case.staircase.as_ref().map(|stair| f64::from(stair.slots))),
+        ("staircase_step", "ms", case.staircase.as_ref().map(|stair| stair.step_ms)),
+    ]
+    .map(|(metric, unit, value)| (metric.to_owned(), unit, value))
+    .into();
+    for (class, count) in &case.errors {
+        values.push((format!("errors_{class}"), "1", Some(*count as f64)));
+    }
+    values
+}
+
+fn statistics(distribution: &Distribution) -> Numbers {
+    let low = |interval: &Option<Interval>| number(interval.as_ref().map(|i| i.low));
+    let high = |interval: &Option<Interval>| number(interval.as_ref().map(|i| i.high));
+    let mut reasons: Vec<String> = Vec::new();
+    for (field, reason) in &distribution.reasons {
+        // The interval of a percentile that is absent itself is no news.
+        if !field.ends_with("_interval") {
+            reasons.push(format!("{field}: {reason}"));
+        }
+    }
+    [
+        distribution.n.to_string(),
+        String::new(),
+        number(distribution.mean),
+        number(distribution.p50),
+        low(&distribution.interval),
+        high(&distribution.interval),
+        number(distribution.p90),
+        low(&distribution.p90_interval),
+        high(&distribution.p90_interval),
+        number(distribution.p99),
+        low(&distribution.p99_interval),
+        high(&distribution.p99_interval),
+        number(distribution.min),
+        number(distribution.max),
+        reasons.join("; "),
+    ]
+}
+
+fn row(case: &CaseSummary, metric: &str, unit: &str, rest: Numbers) -> Vec<String> {
+    let mut row = vec![
+        case.case.to_string(),
+        case.engine.clone(),
+        case.experiment.clone(),
+        case.concurrency.to_string(),
+        case.cold.to_string(),
+        case.n.to_string(),
+        case.num_ok.to_string(),
+        metric.to_owned(),
+        unit.to_owned(),
+    ];
+    row.extend(rest);
+    row
+}
+
+/// The shortest digits that read back to the same number; empty for none.
+fn number(value: Option<f64>) -> String {
+    value.map_or_else(String::new, |value| value.to_string())
+}
