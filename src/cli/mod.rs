@@ -3,12 +3,15 @@
 
 pub mod doctor;
 pub mod embedded;
+mod engines;
 pub mod failure;
 pub mod generate;
 pub mod interrupt;
 pub mod list;
 pub mod output;
 pub mod progress;
+pub mod report;
+pub mod run;
 pub mod serve;
 
 use std::ffi::OsString;
@@ -56,6 +59,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Measure engines side by side, into a run directory with a report
+    Run(Box<run::Run>),
+    /// Render a run directory again, from its raw lines
+    Report(report::Report),
     /// Send one prompt through the embedded engine
     Generate(generate::Generate),
     /// Serve the embedded engine over OpenAI-compatible HTTP
@@ -98,6 +105,8 @@ pub fn main() -> ExitCode {
 impl Verb {
     fn execute(self, global: &Global) -> anyhow::Result<ExitStatus> {
         match self {
+            Self::Run(verb) => verb.execute(global),
+            Self::Report(verb) => verb.execute(global),
             Self::Generate(verb) => verb.execute(global),
             Self::Serve(verb) => verb.execute(global),
             Self::Doctor(verb) => verb.execute(global),

@@ -1,5 +1,7 @@
 //! The one integration binary: each module tests yardstick the way its user meets it.
 
+#![expect(clippy::unwrap_used, reason = "what a test's helpers cannot do fails the test")]
+
 mod cli;
 mod contract;
 mod golden;
