@@ -1,1 +1,8 @@
 //! Model files, good and damaged, and the catalog that finds them.
+
+mod catalog;
+mod damage;
+mod forms;
+mod tokenizer;
+
+pub(crate) use forms::{default_gguf, write_hf_form};
