@@ -4,5 +4,6 @@ mod catalog;
 mod damage;
 mod forms;
 mod tokenizer;
+mod weights;
 
 pub(crate) use forms::{default_gguf, write_hf_form};
