@@ -187,7 +187,7 @@ fn capabilities(kind: EngineKind, flavor: Flavor) -> Capabilities {
             return Capability::Yes;
         }
         Capability::no(format!(
-            "{what} is known of vLLM and llama.cpp, and this server says it is neither (no /version, no /props)"
+            "{what} only to vLLM and llama.cpp, and this server is neither (no /version, no /props)"
         ))
     };
     let timings = match flavor {
@@ -201,9 +201,9 @@ fn capabilities(kind: EngineKind, flavor: Flavor) -> Capabilities {
     Capabilities {
         token_id_prompts: known(
             body::takes_ids(flavor),
-            "taking token ids as a prompt, instead of its text,",
+            "yardstick sends token ids instead of text",
         ),
-        ignore_eos: known(body::takes_ignore_eos(flavor), "ignore_eos"),
+        ignore_eos: known(body::takes_ignore_eos(flavor), "yardstick sends ignore_eos"),
         cold: Capability::no(cold_reason(kind)),
         server_timings: timings,
     }

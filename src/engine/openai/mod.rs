@@ -100,7 +100,5 @@ impl Engine for OpenAi {
 }
 
 fn cold_reason(kind: EngineKind) -> String {
-    format!(
-        "yardstick has no means to unload the weights of an external {kind} server; start it anew"
-    )
+    format!("yardstick cannot make an external {kind} server cold: start it anew")
 }
