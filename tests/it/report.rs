@@ -1,5 +1,7 @@
 //! The report as people open it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod fixture;
 
 use yardstick::record::RunData;
@@ -22,4 +24,13 @@ fn terminal(color: bool, width: usize) -> String {
 #[test]
 fn terminal_report_reads_well_at_80_columns() {
     insta::assert_snapshot!(terminal(false, 80));
+}
+
+#[test]
+#[ignore = "writes the fixture's report to $YARDSTICK_REPORT_OUT, to be looked at"]
+fn write_html() {
+    let (run, summary) = measured();
+    let mut out = String::new();
+    report::render_html(&run, &summary, &mut out).unwrap();
+    std::fs::write(std::env::var_os("YARDSTICK_REPORT_OUT").unwrap(), out).unwrap();
 }
