@@ -32,16 +32,26 @@ impl Axis {
 
     /// Logarithmic where the values span much, linear from zero otherwise.
     pub(super) fn spanning(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
+        Self::log_above(LOG_FROM, values, from, to)
+    }
+
+    fn log_above(span: f64, values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (mut low, mut high) = (f64::INFINITY, 0.0_f64);
         for value in values {
             low = low.min(value);
             high = high.max(value);
         }
-        if low > 0.0 && high / low > LOG_FROM && high.is_finite() {
+        if low > 0.0 && high / low > span && high.is_finite() {
             Self { low: low / 1.2, high: high * 1.2, from, to, log: true }
         } else {
             Self::linear(high, from, to)
         }
+    }
+
+    /// Logarithmic where the values span anything to speak of, for shapes whose
+    /// distance from zero says little.
+    pub(super) fn spread(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
+        Self::log_above(3.0, values, from, to)
     }
 
     /// Whether it is logarithmic.

@@ -9,6 +9,7 @@ use super::{svg, tables};
 use crate::engine::Capability;
 use crate::record::{EngineRecord, Machine};
 use crate::report::definitions::DEFINITIONS;
+use crate::report::prose::capitalise;
 use crate::report::view::reached;
 
 pub(super) fn http_cost(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
@@ -30,7 +31,7 @@ pub(super) fn http_cost(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
 pub(super) fn engines(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     open(out, "engines", "Engines and machine")?;
     tables::table(page, &page.view.engines, out)?;
-    out.write_str("<div class=\"cards\">\n")?;
+    out.write_str("<div class=\"cards roomy\">\n")?;
     for engine in &page.run.manifest.engines {
         settings(page, engine, out)?;
     }
@@ -130,15 +131,14 @@ pub(super) fn warnings(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     out.write_str("<ul class=\"items warnings\">\n")?;
     for warning in page.view.warnings {
         out.write_str("<li>")?;
-        let about: Vec<_> = [&warning.engine, &warning.experiment].into_iter().flatten().collect();
-        for name in about {
-            write!(out, "<strong>{}</strong> ", escape(name))?;
+        for name in [&warning.engine, &warning.experiment].into_iter().flatten() {
+            write!(out, "<strong>{}:</strong> ", escape(name))?;
         }
         writeln!(
             out,
-            "<span>{}</span>\n<p>{}</p></li>",
-            escape(&warning.message),
-            escape(&warning.advice)
+            "<span>{}.</span>\n<p>{}.</p></li>",
+            escape(&capitalise(&warning.message)),
+            escape(&capitalise(&warning.advice))
         )?;
     }
     out.write_str("</ul>\n</section>\n")

@@ -5,7 +5,8 @@ use std::fmt::{self, Write};
 use super::Page;
 use super::charts::figure;
 use super::escape::escape;
-use super::{ecdf, over_concurrency, strip, svg, tables, timeline};
+use super::{over_concurrency, strip, svg, tables, tail, timeline};
+use crate::report::prose::capitalise;
 use crate::report::view::Experiment;
 
 /// Writes the section with the id `e{index}`.
@@ -22,16 +23,35 @@ pub(super) fn section(
         escape(experiment.name),
         escape(&lead(experiment))
     )?;
+    // Of a sweep the curves say most; of one concurrency the table does.
+    if experiment.is_sweep() {
+        charts(page, index, experiment, out)?;
+    }
     for table in &experiment.tables {
         tables::table(page, table, out)?;
     }
+    if !experiment.is_sweep() {
+        charts(page, index, experiment, out)?;
+    }
+    if experiment.widest() > 1 {
+        timelines(page, index, experiment, out)?;
+    }
+    out.write_str("</section>\n")
+}
+
+fn charts(
+    page: &Page<'_>,
+    index: usize,
+    experiment: &Experiment<'_>,
+    out: &mut impl Write,
+) -> fmt::Result {
     out.write_str("<div class=\"charts\">\n")?;
     if experiment.is_sweep() {
         for (i, metric) in over_concurrency::METRICS.iter().enumerate() {
-            let drawn = over_concurrency::draw(page, experiment, metric, &format!("e{index}-c{i}"));
-            if let Some(drawing) = drawn {
-                let title = format!("{} over concurrency", metric.name);
-                figure(out, &title, &drawing, caption_of(i))?;
+            let id = format!("e{index}-c{i}");
+            if let Some(drawing) = over_concurrency::draw(page, experiment, metric, &id) {
+                let title = format!("{} over concurrency", capitalise(metric.name));
+                figure(out, &title, &drawing, metric.caption)?;
             }
         }
     } else if let Some(drawing) = strip::draw(page, experiment, &format!("e{index}-strip")) {
@@ -42,41 +62,23 @@ pub(super) fn section(
             "A mark is a request; the upright line is the median, the band its 95 % interval.",
         )?;
     }
-    if let Some(drawing) = ecdf::draw(page, experiment, &format!("e{index}-itl")) {
-        let title = if experiment.is_sweep() {
-            format!("Gaps between tokens at C = {}", experiment.widest())
+    if let Some(drawing) = tail::draw(page, experiment, &format!("e{index}-itl")) {
+        let at = if experiment.is_sweep() {
+            format!(" at C = {}", experiment.widest())
         } else {
-            "Gaps between tokens".to_owned()
+            String::new()
         };
-        let caption = "The share of all gaps (ITL) at or below a length; marks at 50 and 90 %. \
-                       The further left and the steeper, the better.";
-        figure(out, &title, &drawing, caption)?;
+        let caption = "How many of all gaps (ITL) are longer than a length; marks at 50, 90 and \
+                       99 %. The further left, the faster; a long tail is stalls.";
+        figure(out, &format!("Gaps between tokens{at}"), &drawing, caption)?;
     }
-    out.write_str("</div>\n")?;
-    if experiment.widest() > 1 {
-        timelines(page, index, experiment, out)?;
-    }
-    out.write_str("</section>\n")
+    out.write_str("</div>\n")
 }
 
 fn lead(experiment: &Experiment<'_>) -> String {
-    let mut text = String::new();
-    if !experiment.description.is_empty() {
-        let mut letters = experiment.description.chars();
-        text.extend(letters.next().map(|first| first.to_ascii_uppercase()));
-        text.push_str(letters.as_str());
-        text.push_str(": ");
-    }
-    text.push_str(&experiment.load);
-    text.push('.');
-    text
-}
-
-fn caption_of(metric: usize) -> &'static str {
-    match metric {
-        0 => "Whiskers are 95 % intervals of the median; none below six requests.",
-        1 => "Output tokens of completed requests, first send to last token.",
-        _ => "1 / TPOT of one stream, beside the others.",
+    match capitalise(experiment.description) {
+        description if description.is_empty() => format!("{}.", experiment.load),
+        description => format!("{description}: {}.", experiment.load),
     }
 }
 
@@ -95,7 +97,7 @@ fn timelines(
         "<h3 class=\"wide\">Every request over time{}</h3>\n<p class=\"key\">\
          <span><i class=\"k wait\"></i>waiting for the first token</span>\
          <span><i class=\"k decode\"></i>tokens arriving</span>\
-         <span><i class=\"k token\"></i>a token event</span></p>\n<div class=\"charts\">",
+         <span><i class=\"k token\"></i>token events, every second or further one where they are dense</span></p>\n<div class=\"charts\">",
         if experiment.is_sweep() { format!(" at C = {widest}") } else { String::new() }
     )?;
     for (i, case) in cases().enumerate() {

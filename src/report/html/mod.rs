@@ -5,7 +5,6 @@
 mod axis;
 mod charts;
 mod closing;
-mod ecdf;
 mod escape;
 mod experiment;
 mod over_concurrency;
@@ -14,6 +13,7 @@ mod strip;
 mod summary;
 mod svg;
 mod tables;
+mod tail;
 mod timeline;
 
 use std::fmt::{self, Write};

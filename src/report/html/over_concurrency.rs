@@ -9,7 +9,7 @@ use crate::stats::summary::{CaseSummary, Interval};
 use crate::units::format_significant;
 
 const HEIGHT: f64 = 264.0;
-const FRAME: Frame = Frame { left: 40.0, right: 340.0, top: 24.0, bottom: 228.0 };
+const FRAME: Frame = Frame { left: 40.0, right: 324.0, top: 24.0, bottom: 228.0 };
 
 /// A value and its interval, where it has one.
 type Estimate<'a> = (f64, Option<&'a Interval>);
@@ -20,6 +20,8 @@ pub(super) struct Metric {
     pub(super) name: &'static str,
     /// Unit.
     pub(super) unit: &'static str,
+    /// What to know when looking at it.
+    pub(super) caption: &'static str,
     /// Its value in a case, with an interval where there is one.
     pub(super) of: fn(&CaseSummary) -> Option<Estimate<'_>>,
 }
@@ -29,16 +31,19 @@ pub(super) const METRICS: [Metric; 3] = [
     Metric {
         name: "TTFT p50",
         unit: "ms",
+        caption: "Whiskers are 95 % intervals of the median; none below six requests.",
         of: |case| Some((case.ttft_ms.p50?, case.ttft_ms.interval.as_ref())),
     },
     Metric {
         name: "output of the case",
         unit: "tok/s",
+        caption: "Output tokens of completed requests, first send to last token.",
         of: |case| Some((case.output_tokens_per_s?, None)),
     },
     Metric {
         name: "decode p50 per stream",
         unit: "tok/s",
+        caption: "1 / TPOT of one stream beside the others; whiskers are 95 % intervals of the median.",
         of: |case| {
             let decode = &case.decode_tokens_per_s;
             Some((decode.p50?, decode.interval.as_ref()))
@@ -91,7 +96,9 @@ pub(super) fn draw(
         for (case, (value, interval)) in &points {
             let at = place(case, *value);
             if let Some(interval) = interval {
-                whisker(&mut svg, at.0, y.at(interval.low), y.at(interval.high));
+                // Beside each other, so that equal intervals of two engines are both seen.
+                let x = at.0 + whisker_offset(series);
+                whisker(&mut svg, x, y.at(interval.low), y.at(interval.high));
             }
             svg.marker(series, at, 3.4, &point_title(case, metric, *value, *interval));
         }
@@ -108,6 +115,10 @@ pub(super) fn draw(
     end_labels(&mut svg, labels, FRAME.right + 4.0, FRAME);
     let title = format!("{} over concurrency, {}", metric.name, experiment.name);
     Some(svg.finish(id, &title, &format!("In {}: {}.", metric.unit, told.join("; "))))
+}
+
+fn whisker_offset(series: usize) -> f64 {
+    [0.0, -2.0, 2.0, -4.0, 4.0, -6.0, 6.0, 8.0][series % 8]
 }
 
 fn whisker(svg: &mut Svg, x: f64, low: f64, high: f64) {

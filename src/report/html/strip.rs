@@ -9,7 +9,9 @@ use crate::stats::latency::ttft_ms;
 use crate::stats::summary::CaseSummary;
 use crate::units::format_significant;
 
-const ROW: f64 = 46.0;
+/// Height of the plot, shared by the rows within these bounds.
+const PLOT: f64 = 204.0;
+const ROW: (f64, f64) = (44.0, 64.0);
 const TOP: f64 = 10.0;
 /// Dots of a row; more would be a smear.
 const MAX_DOTS: usize = 400;
@@ -19,7 +21,9 @@ pub(super) fn draw(page: &Page<'_>, experiment: &Experiment<'_>, id: &str) -> Op
     let rows: Vec<_> = experiment.cases.iter().map(|case| (*case, values(page, case))).collect();
     let all = || rows.iter().flat_map(|(_, values)| values.iter().copied());
     all().next()?;
-    let bottom = ROW.mul_add(f64::from(u32::try_from(rows.len()).ok()?), TOP);
+    let number = f64::from(u32::try_from(rows.len()).ok()?);
+    let height = (PLOT / number).clamp(ROW.0, ROW.1);
+    let bottom = height.mul_add(number, TOP);
     let frame = Frame { left: 12.0, right: WIDTH - 14.0, top: TOP, bottom };
     let x = Axis::spanning(all(), frame.left, frame.right);
     let mut svg = Svg::new(WIDTH, bottom + 36.0);
@@ -29,7 +33,7 @@ pub(super) fn draw(page: &Page<'_>, experiment: &Experiment<'_>, id: &str) -> Op
     let mut y = TOP;
     for (case, values) in &rows {
         row(&mut svg, page.series(&case.engine), case, values, &x, y);
-        y += ROW;
+        y += height;
         if let (Some(min), Some(p50), Some(max)) =
             (case.ttft_ms.min, case.ttft_ms.p50, case.ttft_ms.max)
         {

@@ -5,6 +5,7 @@ use std::fmt::{self, Write};
 use super::Page;
 use super::escape::escape;
 use super::svg;
+use crate::report::case_table::staircase_note;
 
 /// Writes the section.
 pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
@@ -36,6 +37,11 @@ pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
                 escape(&verdict.value),
                 escape(&verdict.sentence)
             )?;
+        }
+        for case in experiment.cases.iter().filter(|case| case.concurrency == experiment.widest()) {
+            if let Some(note) = staircase_note(case) {
+                writeln!(out, "<dt>queue</dt>\n<dd>{}</dd>", escape(&note))?;
+            }
         }
         out.write_str("</dl>\n")?;
         if experiment.verdicts.is_empty() {

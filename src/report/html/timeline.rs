@@ -10,14 +10,18 @@ use super::escape::coordinate;
 use super::svg::{Anchor, Svg};
 use crate::record::{Outcome, RequestRecord};
 use crate::report::numbers::write_latency;
-use crate::stats::latency::{ms, token_offsets};
+use crate::stats::distribution::median;
+use crate::stats::latency::{itl_ms, ms, token_offsets};
 use crate::stats::summary::CaseSummary;
 
 const TOP: f64 = 8.0;
 /// Requests drawn; a caption says so where there are more.
 pub(super) const MAX_ROWS: usize = 40;
-/// Nearest that two token marks are drawn, in units of the drawing.
-const MIN_TICK_GAP: f64 = 1.8;
+/// Nearest that token marks usually are, in units of the drawing.
+const MIN_MARK_GAP: f64 = 2.0;
+
+/// Longest stride; beyond it marks touch, which a damaged or huge record may make them.
+const MAX_STRIDE: u32 = 1 << 12;
 
 /// A request on the case's time axis, in ms since the first release.
 struct Bar<'a> {
@@ -47,10 +51,11 @@ pub(super) fn draw(page: &Page<'_>, case: &CaseSummary, until: f64, id: &str) ->
     let x = Axis::linear(until * per_ms, frame.left, frame.right);
     let mut svg = Svg::new(WIDTH, bottom + 32.0);
     frame.x_axis(&mut svg, &x, &format!("{unit} since the release"), true);
+    let stride = stride(shown, x.at(per_ms) - x.at(0.0));
     svg.open(&format!("series s{}", page.series(&case.engine)));
     for (i, bar) in shown.iter().enumerate() {
         let y = TOP + pitch * f64::from(u32::try_from(i).ok()?);
-        draw_bar(&mut svg, bar, y, pitch - 3.0, &|ms| x.at(ms * per_ms));
+        draw_bar(&mut svg, bar, (y, pitch - 3.0), stride, &|ms| x.at(ms * per_ms));
     }
     svg.close();
     let title = format!("Requests over time, {} in {}", case.engine, case.experiment);
@@ -104,7 +109,20 @@ fn bars<'a>(page: &Page<'a>, case: &CaseSummary) -> Vec<Bar<'a>> {
     bars
 }
 
-fn draw_bar(svg: &mut Svg, bar: &Bar<'_>, y: f64, height: f64, x: &dyn Fn(f64) -> f64) {
+/// Every how many token events one is marked, the same in all rows: leaving
+/// out whatever is near would draw patterns that are not in the data.
+fn stride(bars: &[Bar<'_>], units_per_ms: f64) -> usize {
+    let gap = median(bars.iter().flat_map(|bar| itl_ms(bar.request))).unwrap_or(0.0) * units_per_ms;
+    (1..MAX_STRIDE).find(|k| gap * f64::from(*k) >= MIN_MARK_GAP).unwrap_or(MAX_STRIDE) as usize
+}
+
+fn draw_bar(
+    svg: &mut Svg,
+    bar: &Bar<'_>,
+    (y, height): (f64, f64),
+    stride: usize,
+    x: &dyn Fn(f64) -> f64,
+) {
     let index = bar.request.index;
     if height > 8.0 {
         svg.text("tick", (24.0, y + height - 2.0), Anchor::End, &format!("#{index}"));
@@ -118,7 +136,7 @@ fn draw_bar(svg: &mut Svg, bar: &Bar<'_>, y: f64, height: f64, x: &dyn Fn(f64) -
         let title = format!("#{index}: tokens for {}", write_latency(bar.done - first));
         let class = if failed { "decode failed" } else { "decode" };
         svg.rect(class, (x(first), y), ((x(bar.done) - x(first)).max(1.0), height), &title);
-        let ticks = ticks(bar, y, height, x);
+        let ticks = marks(bar, (y, height), stride, x);
         if !ticks.is_empty() {
             svg.path("token", &ticks);
         }
@@ -129,23 +147,18 @@ fn draw_bar(svg: &mut Svg, bar: &Bar<'_>, y: f64, height: f64, x: &dyn Fn(f64) -
     }
 }
 
-/// Marks of token events, left out where they would touch: a stall is a bar
-/// without marks.
-fn ticks(bar: &Bar<'_>, y: f64, height: f64, x: &dyn Fn(f64) -> f64) -> String {
+/// Marks of token events, every `stride`-th; a stall is a stretch without.
+fn marks(bar: &Bar<'_>, (y, height): (f64, f64), stride: usize, x: &dyn Fn(f64) -> f64) -> String {
     let mut commands = String::new();
-    let mut last = f64::NEG_INFINITY;
-    for offset in token_offsets(bar.request) {
-        let at = x(bar.sent + ms(offset));
-        if at - last >= MIN_TICK_GAP {
-            last = at;
-            let _ = write!(
-                commands,
-                "M{} {}v{}",
-                coordinate(at),
-                coordinate(y + height * 0.25),
-                coordinate(height * 0.5)
-            );
-        }
+    for offset in token_offsets(bar.request).skip(1).step_by(stride) {
+        // Writing to a string does not fail.
+        let _ = write!(
+            commands,
+            "M{} {}v{}",
+            coordinate(x(bar.sent + ms(offset))),
+            coordinate(height.mul_add(0.25, y)),
+            coordinate(height * 0.5)
+        );
     }
     commands
 }
