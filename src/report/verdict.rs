@@ -10,6 +10,9 @@ use super::numbers::write_latency;
 /// Values without intervals that are nearer than this are not ranked.
 const NEAR: f64 = 1.05;
 
+/// A value and its interval, where it has one.
+type Estimate<'a> = (f64, Option<&'a Interval>);
+
 /// One finding about one metric of an experiment at one concurrency.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
@@ -28,7 +31,7 @@ pub struct Verdict {
 #[must_use]
 pub fn verdicts(cases: &[&CaseSummary]) -> Vec<Verdict> {
     let sound = || cases.iter().copied().filter(|case| case.num_ok == case.n && case.n > 0);
-    let entries = |of: fn(&CaseSummary) -> Option<(f64, Option<&Interval>)>| {
+    let entries = |of: fn(&CaseSummary) -> Option<Estimate<'_>>| {
         sound()
             .filter_map(|case| {
                 let (value, interval) = of(case)?;
@@ -80,8 +83,10 @@ fn judge(
         return None;
     }
     let ratio = high / low;
-    let side = if better == Better::Lower { "below" } else { "above" };
-    let distance = format!("{ratio:.2} times {side} {}", next.engine);
+    let distance = match better {
+        Better::Lower => format!("{} takes {ratio:.2} times as long", next.engine),
+        Better::Higher => format!("{ratio:.2} times {}", next.engine),
+    };
     let (named, sentence) = match (best.interval, next.interval) {
         (Some(a), Some(b)) if overlap(a, b) => {
             (false, format!("cannot be told from {}: the intervals overlap", next.engine))
