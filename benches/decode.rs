@@ -4,7 +4,6 @@
 //! A decode step must read every weight once, whatever the number of
 //! sequences, so read bandwidth over weight bytes bounds the steps a second.
 //! The bandwidth is measured first, here, with all threads.
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
 #![expect(clippy::unwrap_used, reason = "a bench that cannot run must say so and stop")]
 
 use std::cell::RefCell;

@@ -25,6 +25,9 @@ pub(super) enum Command {
     Load(SyncSender<Result<(), InferError>>),
     /// Abort everything, free everything, and answer when done.
     Unload(SyncSender<()>),
+    /// Panic in the next step of the loaded core.
+    #[cfg(test)]
+    PanicInNextStep,
 }
 
 /// A request on its way to the engine.
@@ -140,6 +143,12 @@ impl EngineThread {
                 self.core = None;
                 self.publish();
                 let _ = reply.try_send(());
+            }
+            #[cfg(test)]
+            Command::PanicInNextStep => {
+                if let Some(core) = &mut self.core {
+                    core.panic_in_next_step = true;
+                }
             }
         }
     }

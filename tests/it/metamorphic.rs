@@ -122,9 +122,9 @@ fn a_prompt_in_chunks_equals_the_whole() {
 
 #[test]
 fn a_preempted_sequence_equals_an_uninterrupted_one() {
-    // Room for the longest alone, by far not for all of them.
+    // Room for the first four prompts, and for not a token more.
     let config =
-        EngineConfig { kv: KvBudget::Blocks(14), block_size: 8, ..EngineConfig::default() };
+        EngineConfig { kv: KvBudget::Blocks(15), block_size: 8, ..EngineConfig::default() };
     let mut core = core(&config);
     assert_eq!(run(&mut core, &requests()), baseline());
     assert!(core.stats().num_preemptions > 0, "nothing was preempted");

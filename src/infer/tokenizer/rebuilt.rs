@@ -28,6 +28,14 @@ const USER_DEFINED: i64 = 4;
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// What llama.cpp does for `default`: each pattern cuts what the ones before left.
+const DEFAULT_SPLITS: [&str; 4] = [
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    "[0-9][0-9][0-9]",
+];
+
 /// The tokenizer as GGUF metadata has it (`tokenizer.ggml.*`, model `gpt2`).
 pub(crate) struct GgufVocabulary {
     /// Name of the pre-tokenizer.
@@ -151,10 +159,16 @@ impl PreTokenizer {
             "gpt-2" => (gpt2.into(), false),
             "llama-bpe" => (sequence(vec![split(LLAMA3_SPLIT)?, bytes_only.into()]), true),
             "qwen2" => (sequence(vec![split(QWEN2_SPLIT)?, bytes_only.into()]), false),
+            "default" => {
+                let splits = DEFAULT_SPLITS.iter().map(|pattern| split(pattern));
+                let mut steps = splits.collect::<Result<Vec<_>, _>>()?;
+                steps.push(bytes_only.into());
+                (sequence(steps), false)
+            }
             other => {
                 return Err(format!(
-                    "pre-tokenizer `{other}` is not supported, expected smollm, llama-bpe, qwen2 \
-                     or gpt-2"
+                    "pre-tokenizer `{other}` is not supported, expected smollm, llama-bpe, qwen2, \
+                     gpt-2 or default"
                 ));
             }
         };

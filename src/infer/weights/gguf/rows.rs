@@ -165,6 +165,31 @@ mod tests {
     }
 
     #[test]
+    fn every_block_type_reads_as_in_gguf_py() {
+        // Made by tests/fixtures/make_blocks.py.
+        let fixture: serde_json::Value =
+            serde_json::from_str(include_str!("../../../../tests/fixtures/blocks.json")).unwrap();
+        let codes = [2, 3, 6, 7, 8, 10, 11, 12, 13, 14];
+        let types: Vec<TensorType> = codes.into_iter().map(TensorType::from_code).collect();
+        let blocks = fixture["blocks"].as_array().unwrap();
+        assert_eq!(blocks.len(), types.len());
+        for block in blocks {
+            let name = block["type"].as_str().unwrap();
+            let dtype = *types.iter().find(|dtype| dtype.to_string() == name).unwrap();
+            let hex = block["hex"].as_str().unwrap();
+            let raw: Vec<u8> = (0..hex.len())
+                .step_by(2)
+                .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+                .collect();
+            let expected: Vec<f32> = serde_json::from_value(block["values"].clone()).unwrap();
+            let got = widen(&raw, dtype, expected.len(), RowOrder::Stored).unwrap();
+            for (got, expected) in got.iter().zip(&expected) {
+                assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1e-2), "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn unaligned_blocks_are_read_as_well() {
         let block = [0_u8, 0x3c, 0, 0, 0x21, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
         for shift in 0..2 {
