@@ -1,5 +1,7 @@
 //! What a user may set on the embedded engine, with its defaults.
 
+use std::fmt;
+
 /// Settings of the embedded engine. Checked against the model when it is loaded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
@@ -53,4 +55,13 @@ pub enum ComputeDtype {
     /// GGUF blocks multiplied as they are, activations rounded to 8 bits as
     /// llama.cpp does.
     Quantized,
+}
+
+impl fmt::Display for ComputeDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Quantized => "quantized",
+        })
+    }
 }

@@ -2,19 +2,50 @@
 //! tokens over a channel, load and unload the weights.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::engine_thread::{Command, EngineThread, Submission};
+use super::kv::KvSizing;
+use super::scheduler::SchedulerLimits;
+use super::weights::{self, OpenModel};
 use super::{
-    EngineConfig, InferError, InferRequest, ModelConfig, ModelSource, StopReason, Tokenizer,
+    ComputeDtype, EngineConfig, InferError, InferRequest, ModelConfig, ModelSource, StopReason,
+    Tokenizer,
 };
 use crate::clock::{Clock, Timestamp};
+
+/// Commands that may stand beside the submissions in the engine's channel.
+const CONTROL_COMMANDS: usize = 16;
 
 /// A model that is loaded when it is first needed and runs on its own thread.
 /// Cloned handles share it; the thread ends with the last handle.
 #[derive(Clone)]
-pub struct EngineHost {}
+pub struct EngineHost {
+    /// The thread ends when the last of these is gone.
+    commands: SyncSender<Command>,
+    shared: Arc<Shared>,
+}
+
+/// What handles and thread both see.
+pub(super) struct Shared {
+    tokenizer: Tokenizer,
+    pub(super) model_config: ModelConfig,
+    pub(super) config: EngineConfig,
+    pub(super) clock: Clock,
+    limits: SchedulerLimits,
+    sizing: KvSizing,
+    stored_dtype: String,
+    stored_bytes: u64,
+    is_dummy: bool,
+    /// Requests submitted and not ended: what bounds the queue.
+    live: AtomicUsize,
+    status: Mutex<HostStatus>,
+}
 
 impl EngineHost {
     /// Opens the model's config and tokenizer (cheap), checks `config` against
@@ -28,8 +59,47 @@ impl EngineHost {
         config: EngineConfig,
         clock: Clock,
     ) -> Result<Self, InferError> {
-        let _ = (source, config, clock);
-        Err(InferError::Internal("stub".to_owned()))
+        let is_dummy = matches!(source, ModelSource::Dummy { .. });
+        Self::start(weights::open(source)?, is_dummy, config, clock)
+    }
+
+    /// As [`EngineHost::open`], for a model that is open already.
+    ///
+    /// # Errors
+    /// When the settings do not fit the model, or no thread can be started.
+    pub fn start(
+        model: OpenModel,
+        is_dummy: bool,
+        config: EngineConfig,
+        clock: Clock,
+    ) -> Result<Self, InferError> {
+        let sizing = KvSizing::new(&config, &model.config)?;
+        let num_blocks = sizing.num_blocks;
+        let status =
+            HostStatus { num_free_blocks: num_blocks, num_blocks, ..HostStatus::default() };
+        let limits = SchedulerLimits::new(&config, &sizing);
+        let shared = Arc::new(Shared {
+            tokenizer: model.tokenizer,
+            model_config: model.config,
+            stored_dtype: model.weights.stored_dtype(),
+            stored_bytes: model.weights.stored_bytes(),
+            config,
+            clock,
+            limits,
+            sizing,
+            is_dummy,
+            live: AtomicUsize::new(0),
+            status: Mutex::new(status),
+        });
+        let max_live = limits.max_num_seqs.saturating_add(limits.max_queue);
+        let capacity = max_live.saturating_add(CONTROL_COMMANDS);
+        let (commands, receiver): (_, Receiver<Command>) = sync_channel(capacity);
+        let thread = EngineThread::new(Arc::clone(&shared), model.weights, receiver);
+        std::thread::Builder::new()
+            .name("yardstick-engine".to_owned())
+            .spawn(move || thread.run())
+            .map_err(|error| InferError::Internal(format!("no engine thread: {error}")))?;
+        Ok(Self { commands, shared })
     }
 
     /// Loads the weights now, unless they are; blocks until they are.
@@ -37,12 +107,18 @@ impl EngineHost {
     /// # Errors
     /// When a weight file is damaged or memory is short.
     pub fn load(&self) -> Result<(), InferError> {
-        unimplemented!()
+        let (reply, answer) = sync_channel(1);
+        self.commands.send(Command::Load(reply)).map_err(|_| thread_is_gone())?;
+        answer.recv().map_err(|_| thread_is_gone())?
     }
 
     /// Aborts what runs, frees weights and KV pool; blocks until they are gone.
     pub fn unload(&self) {
-        unimplemented!()
+        let (reply, answer) = sync_channel(1);
+        if self.commands.send(Command::Unload(reply)).is_ok() {
+            // No answer means the thread is gone, and the weights with it.
+            let _ = answer.recv();
+        }
     }
 
     /// Queues a request. Never blocks: a full queue is an error.
@@ -51,59 +127,138 @@ impl EngineHost {
     /// # Errors
     /// [`InferError::Request`] for one that can never fit, [`InferError::Busy`] when full.
     pub fn submit(&self, request: InferRequest) -> Result<Generation, InferError> {
-        let _ = request;
-        unimplemented!()
+        let shared = &self.shared;
+        request.check(shared.model_config.vocab_size)?;
+        let max_len = shared.limits.max_len(&request)?;
+        let num_tokens = max_len - request.prompt_ids.len();
+        shared.enter()?;
+        // Room for every event there can be: the engine never waits for a reader.
+        let (events, receiver) = mpsc::channel(num_tokens.saturating_add(2));
+        let submitted_at = shared.clock.now();
+        let submission = Submission { request, events, submitted_at };
+        match self.commands.try_send(Command::Submit(Box::new(submission))) {
+            Ok(()) => Ok(Generation { events: receiver }),
+            Err(error) => {
+                shared.leave();
+                Err(match error {
+                    std::sync::mpsc::TrySendError::Full(_) => InferError::Busy {
+                        waiting: shared.limits.max_queue,
+                        limit: shared.limits.max_queue,
+                    },
+                    std::sync::mpsc::TrySendError::Disconnected(_) => thread_is_gone(),
+                })
+            }
+        }
     }
 
     /// The model's tokenizer.
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
-        unimplemented!()
+        &self.shared.tokenizer
     }
 
     /// The model's architecture.
     #[must_use]
     pub fn model_config(&self) -> &ModelConfig {
-        unimplemented!()
+        &self.shared.model_config
     }
 
     /// The settings in force, numbers resolved: `max_model_len`, `block_size`,
-    /// `num_blocks`, `dtype`, `weights` (as stored), `kv_bytes`, `weight_bytes` ...
-    /// `num_blocks` and bytes are known without loading.
+    /// `num_blocks`, `kv_bytes`, `max_num_seqs`, `max_num_batched_tokens`,
+    /// `max_queue`, `dtype` (computed in), `weights` (as stored, `dummy` for
+    /// noise), `weight_bytes` (as stored) and `threads`. All are known without loading.
     #[must_use]
     pub fn settings(&self) -> BTreeMap<String, String> {
-        unimplemented!()
+        let Shared { sizing, config, stored_dtype, stored_bytes, is_dummy, .. } = &*self.shared;
+        let weights = if *is_dummy { "dummy" } else { stored_dtype };
+        let numbers = [
+            ("max_model_len", sizing.max_model_len as u64),
+            ("block_size", sizing.block_size as u64),
+            ("num_blocks", sizing.num_blocks as u64),
+            ("kv_bytes", sizing.total_bytes),
+            ("max_num_seqs", config.max_num_seqs as u64),
+            ("max_num_batched_tokens", config.max_num_batched_tokens as u64),
+            ("max_queue", config.max_queue as u64),
+            ("weight_bytes", *stored_bytes),
+            ("threads", rayon::current_num_threads() as u64),
+        ];
+        numbers
+            .into_iter()
+            .map(|(name, value)| (name, value.to_string()))
+            .chain([("dtype", config.dtype.to_string()), ("weights", weights.to_owned())])
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
     }
 
     /// Longest sequence it accepts, in tokens.
     #[must_use]
     pub fn max_model_len(&self) -> usize {
-        unimplemented!()
+        self.shared.sizing.max_model_len
     }
 
     /// Name of the precision the weights are computed in, such as `f32 (from Q4_1)`.
     #[must_use]
     pub fn precision(&self) -> String {
-        unimplemented!()
+        let Shared { config, stored_dtype: stored, is_dummy, .. } = &*self.shared;
+        match config.dtype {
+            _ if *is_dummy => format!("{} (dummy)", config.dtype),
+            ComputeDtype::F32 if stored == "F32" => "f32".to_owned(),
+            ComputeDtype::F32 => format!("f32 (from {stored})"),
+            ComputeDtype::Quantized => format!("{stored} (activations in 8 bits)"),
+        }
     }
 
     /// Whether the weights are seeded noise.
     #[must_use]
     pub fn is_dummy(&self) -> bool {
-        unimplemented!()
+        self.shared.is_dummy
     }
 
     /// What it is doing now.
     #[must_use]
     pub fn status(&self) -> HostStatus {
-        unimplemented!()
+        *self.shared.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The clock of its timestamps.
     #[must_use]
     pub fn clock(&self) -> &Clock {
-        unimplemented!()
+        &self.shared.clock
     }
+}
+
+impl Shared {
+    /// Counts one more live request, unless the queue is full.
+    fn enter(&self) -> Result<(), InferError> {
+        let one_more = |live| self.limits.check_queue(live).is_ok().then_some(live + 1);
+        match self.live.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
+            Ok(_) => Ok(()),
+            Err(live) => self.limits.check_queue(live),
+        }
+    }
+
+    /// Counts one less.
+    pub(super) fn leave(&self) {
+        self.live.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    pub(super) fn set_status(&self, status: HostStatus) {
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// The status of an engine without weights: the pool is as free as it will be.
+    pub(super) fn unloaded_status(&self) -> HostStatus {
+        let num_blocks = self.sizing.num_blocks;
+        HostStatus { num_free_blocks: num_blocks, num_blocks, ..HostStatus::default() }
+    }
+}
+
+fn thread_is_gone() -> InferError {
+    InferError::Internal("the engine thread has ended".to_owned())
 }
 
 /// A snapshot of the engine's state.
@@ -190,4 +345,227 @@ pub struct RequestTimings {
     pub prefill: Duration,
     /// First token to last.
     pub decode: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::SamplingParams;
+    use crate::infer::weights::{Weight, WeightSource};
+
+    fn tiny() -> ModelSource {
+        let config = ModelConfig {
+            vocab_size: 64,
+            hidden_size: 32,
+            intermediate_size: 48,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 8,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_scaling: None,
+            max_position_embeddings: 4096,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            eos_token_ids: vec![2],
+            bos_token_id: None,
+        };
+        ModelSource::Dummy { config: Box::new(config), seed: 3, tokenizer: None }
+    }
+
+    fn host(config: EngineConfig) -> EngineHost {
+        EngineHost::open(&tiny(), config, Clock::real()).unwrap()
+    }
+
+    fn request(max_tokens: usize) -> InferRequest {
+        InferRequest {
+            prompt_ids: vec![5, 6, 7],
+            max_tokens,
+            sampling: SamplingParams::default(),
+            ignore_eos: true,
+            logprobs: None,
+        }
+    }
+
+    fn drain(mut generation: Generation) -> Vec<GenerationEvent> {
+        std::iter::from_fn(|| generation.blocking_next()).collect()
+    }
+
+    /// Waits until the engine says that `reached` holds.
+    fn wait_for(host: &EngineHost, reached: impl Fn(HostStatus) -> bool) {
+        for _ in 0..5000 {
+            if reached(host.status()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        panic!("never reached: {:?}", host.status());
+    }
+
+    #[test]
+    fn a_request_loads_the_model_and_reports_every_token_then_the_end() {
+        let host = host(EngineConfig::default());
+        assert!(!host.status().loaded);
+        let events = drain(host.submit(request(5)).unwrap());
+        let (last, tokens) = events.split_last().unwrap();
+        assert_eq!(tokens.len(), 5);
+        assert!(tokens.iter().all(|event| matches!(event, GenerationEvent::Token { .. })));
+        let GenerationEvent::Done { reason, num_prompt_tokens, num_output_tokens, timings, .. } =
+            last
+        else {
+            panic!("{last:?}")
+        };
+        assert_eq!((*num_prompt_tokens, *num_output_tokens), (3, 5));
+        assert_eq!(*reason, StopReason::Length);
+        assert!(timings.load > Duration::ZERO && timings.queue >= timings.load);
+        assert!(timings.prefill > Duration::ZERO && timings.decode > Duration::ZERO);
+        let status = host.status();
+        assert!(status.loaded && status.num_free_blocks == status.num_blocks);
+    }
+
+    #[test]
+    fn requests_that_arrive_while_it_is_busy_start_together() {
+        /// Weights that come when the gate's other end is dropped.
+        struct Gated(Box<dyn WeightSource>, Receiver<()>);
+        impl WeightSource for Gated {
+            fn load(&self, name: &str, shape: &[usize], keep: bool) -> Result<Weight, InferError> {
+                let _ = self.1.recv();
+                self.0.load(name, shape, keep)
+            }
+            fn stored_dtype(&self) -> String {
+                self.0.stored_dtype()
+            }
+            fn stored_bytes(&self) -> u64 {
+                self.0.stored_bytes()
+            }
+        }
+        let (gate, closed) = sync_channel(0);
+        let model = weights::open(&tiny()).unwrap();
+        let model = OpenModel { weights: Box::new(Gated(model.weights, closed)), ..model };
+        let host = EngineHost::start(model, true, EngineConfig::default(), Clock::real()).unwrap();
+        let generations: Vec<_> = (0..8).map(|_| host.submit(request(2)).unwrap()).collect();
+        drop(gate);
+        let firsts: Vec<_> = generations
+            .into_iter()
+            .map(|generation| match drain(generation).remove(0) {
+                GenerationEvent::Token { at, .. } => at,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert!(firsts.iter().all(|at| *at == firsts[0]), "{firsts:?}");
+    }
+
+    #[test]
+    fn dropping_a_generation_frees_its_blocks() {
+        let host = host(EngineConfig::default());
+        let mut generation = host.submit(request(4000)).unwrap();
+        assert!(matches!(generation.blocking_next(), Some(GenerationEvent::Token { .. })));
+        assert!(host.status().num_free_blocks < host.status().num_blocks);
+        drop(generation);
+        wait_for(&host, |status| status.num_free_blocks == status.num_blocks);
+        assert_eq!(drain(host.submit(request(1)).unwrap()).len(), 2, "and goes on serving");
+    }
+
+    #[test]
+    fn a_reader_that_sleeps_loses_nothing_and_blocks_nobody() {
+        let host = host(EngineConfig::default());
+        let asleep = host.submit(request(300)).unwrap();
+        assert_eq!(drain(host.submit(request(3)).unwrap()).len(), 4);
+        wait_for(&host, |status| status.loaded && status.num_running == 0);
+        assert_eq!(drain(asleep).len(), 301);
+    }
+
+    #[test]
+    fn one_more_than_may_wait_is_refused_as_busy() {
+        let config = EngineConfig { max_num_seqs: 1, max_queue: 2, ..EngineConfig::default() };
+        let host = host(config);
+        let kept: Vec<_> = (0..3).map(|_| host.submit(request(2000)).unwrap()).collect();
+        let error = host.submit(request(1)).err().unwrap();
+        assert!(matches!(error, InferError::Busy { waiting: 2, limit: 2 }), "{error}");
+        drop(kept);
+        wait_for(&host, |_| host.shared.live.load(Ordering::Acquire) == 0);
+        assert!(host.submit(request(1)).is_ok());
+    }
+
+    #[test]
+    fn what_can_never_fit_is_refused_before_it_is_queued() {
+        let host = host(EngineConfig { max_model_len: Some(4), ..EngineConfig::default() });
+        let long = InferRequest { prompt_ids: vec![1; 4], ..request(1) };
+        assert!(matches!(host.submit(long), Err(InferError::Request(_))));
+        assert_eq!(drain(host.submit(request(usize::MAX)).unwrap()).len(), 2);
+        assert!(!matches!(host.submit(request(0)), Ok(_) | Err(InferError::Busy { .. })));
+    }
+
+    #[test]
+    fn unloading_aborts_what_runs_and_the_next_request_loads_again() {
+        let host = host(EngineConfig::default());
+        host.load().unwrap();
+        let running = host.submit(request(4000)).unwrap();
+        host.unload();
+        assert!(!host.status().loaded);
+        let last = drain(running).pop();
+        assert!(matches!(last, Some(GenerationEvent::Done { reason: StopReason::Aborted, .. })));
+        let before = drain(host.submit(request(4)).unwrap()).len();
+        assert_eq!(before, 5);
+        assert!(host.status().loaded);
+    }
+
+    #[test]
+    fn a_panic_in_a_step_fails_the_live_requests_and_the_engine_recovers() {
+        let host = host(EngineConfig::default());
+        host.load().unwrap();
+        host.commands.send(Command::PanicInNextStep).unwrap();
+        let events = drain(host.submit(request(4)).unwrap());
+        let [GenerationEvent::Failed(InferError::Internal(message))] = events.as_slice() else {
+            panic!("{events:?}")
+        };
+        assert!(message.contains("a step panicked"), "{message}");
+        assert!(!host.status().loaded);
+        assert_eq!(drain(host.submit(request(4)).unwrap()).len(), 5);
+    }
+
+    #[test]
+    fn weights_that_cannot_be_read_fail_whoever_waits_for_them() {
+        struct Unreadable;
+        impl WeightSource for Unreadable {
+            fn load(&self, _: &str, _: &[usize], _: bool) -> Result<Weight, InferError> {
+                Err(InferError::Internal("unreadable, as ordered".to_owned()))
+            }
+            fn stored_dtype(&self) -> String {
+                "F32".to_owned()
+            }
+            fn stored_bytes(&self) -> u64 {
+                0
+            }
+        }
+        let model = OpenModel { weights: Box::new(Unreadable), ..weights::open(&tiny()).unwrap() };
+        let host = EngineHost::start(model, false, EngineConfig::default(), Clock::real()).unwrap();
+        assert!(host.load().unwrap_err().to_string().contains("unreadable"));
+        let events = drain(host.submit(request(4)).unwrap());
+        assert!(matches!(events.as_slice(), [GenerationEvent::Failed(_)]), "{events:?}");
+    }
+
+    #[test]
+    fn the_last_handle_takes_the_thread_and_its_requests_along() {
+        let host = host(EngineConfig::default());
+        let running = host.submit(request(4000)).unwrap();
+        drop(host.clone());
+        assert!(host.load().is_ok(), "a clone that goes changes nothing");
+        drop(host);
+        let last = drain(running).pop();
+        assert!(matches!(last, Some(GenerationEvent::Done { reason: StopReason::Aborted, .. })));
+    }
+
+    #[test]
+    fn settings_are_known_without_loading() {
+        let host = host(EngineConfig { max_model_len: Some(100), ..EngineConfig::default() });
+        let settings = host.settings();
+        assert_eq!(settings["max_model_len"], "100");
+        assert_eq!(settings["num_blocks"], (7 * 16).to_string());
+        assert_eq!(settings["weights"], "dummy");
+        assert_eq!(host.precision(), "f32 (dummy)");
+        assert!(host.is_dummy() && !host.status().loaded);
+        assert_eq!(host.max_model_len(), 100);
+    }
 }

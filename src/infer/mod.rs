@@ -8,8 +8,10 @@
 //! block tables. 5. The sampler draws a token for every sequence whose prompt
 //! is complete. 6. A sequence that met its end, or was aborted, frees its blocks.
 
+pub mod batch;
 pub mod config;
 pub mod core;
+mod engine_thread;
 pub mod error;
 pub mod host;
 pub mod kv;

@@ -1,1 +1,149 @@
-//! The embedded engine against a reference implementation, on the real model.
+//! The embedded engine against transformers, on the real model: the fixture is
+//! made by tests/fixtures/make_golden.py and says how.
+
+use serde::Deserialize;
+use yardstick::clock::Clock;
+use yardstick::infer::{
+    ChatMessage, ComputeDtype, EngineConfig, EngineHost, GenerationEvent, InferRequest,
+    ModelSource, SamplingParams, StopReason, weights,
+};
+
+use crate::models::{default_gguf, write_hf_form};
+
+const FIXTURE: &str = include_str!("../fixtures/golden.json");
+/// Natural-log probabilities of two f32 implementations.
+const TOLERANCE: f32 = 1e-3;
+
+#[derive(Deserialize)]
+struct Fixture {
+    cases: Vec<Case>,
+    tokenizer: Vec<Piece>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    messages: Option<Vec<Message>>,
+    prompt: String,
+    prompt_ids: Vec<u32>,
+    tokens: Vec<u32>,
+    text: String,
+    top_logprobs: Vec<Vec<(u32, f32)>>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    role: String,
+    content: String,
+}
+
+#[derive(Deserialize)]
+struct Piece {
+    text: String,
+    ids: Vec<u32>,
+}
+
+fn fixture() -> Fixture {
+    serde_json::from_str(FIXTURE).unwrap()
+}
+
+fn host(source: &ModelSource) -> EngineHost {
+    let config = EngineConfig { dtype: ComputeDtype::F32, ..EngineConfig::default() };
+    EngineHost::open(source, config, Clock::real()).unwrap()
+}
+
+fn request(case: &Case) -> InferRequest {
+    InferRequest {
+        prompt_ids: case.prompt_ids.clone(),
+        max_tokens: case.tokens.len(),
+        sampling: SamplingParams::default(),
+        ignore_eos: true,
+        logprobs: Some(5),
+    }
+}
+
+/// Takes all events and compares them with what transformers said.
+fn check(case: &Case, mut generation: yardstick::infer::Generation) {
+    let (mut tokens, mut text) = (Vec::new(), String::new());
+    while let Some(event) = generation.blocking_next() {
+        match event {
+            GenerationEvent::Token { id, text: piece, logprobs, .. } => {
+                let position = tokens.len();
+                tokens.push(id);
+                text.push_str(&piece);
+                assert_eq!(
+                    tokens,
+                    case.tokens[..=position],
+                    "{} departs at position {position}",
+                    case.name
+                );
+                let ours = logprobs.expect("logprobs were asked for");
+                let theirs = &case.top_logprobs[position];
+                assert_eq!(ours.top.len(), theirs.len());
+                for ((rank, (id, got)), (expected_id, expected)) in
+                    ours.top.iter().enumerate().zip(theirs)
+                {
+                    assert!(
+                        (got - expected).abs() < TOLERANCE,
+                        "{}, position {position}, rank {rank}: token {id} at {got}, expected \
+                         {expected_id} at {expected}",
+                        case.name
+                    );
+                }
+                assert!((ours.logprob - theirs[0].1).abs() < TOLERANCE);
+            }
+            GenerationEvent::Done { reason, num_prompt_tokens, num_output_tokens, .. } => {
+                assert_eq!(reason, StopReason::Length);
+                assert_eq!(num_prompt_tokens, case.prompt_ids.len());
+                assert_eq!(num_output_tokens, case.tokens.len());
+            }
+            GenerationEvent::Failed(error) => panic!("{}: {error}", case.name),
+        }
+    }
+    assert_eq!(tokens, case.tokens, "{}", case.name);
+    assert!(case.text.starts_with(&text), "{}: {text:?}", case.name);
+}
+
+#[test]
+fn gguf_answers_token_for_token_like_transformers() {
+    let host = host(&default_gguf());
+    for case in fixture().cases {
+        check(&case, host.submit(request(&case)).unwrap());
+    }
+}
+
+#[test]
+fn a_hugging_face_folder_answers_the_same_with_all_prompts_in_one_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    write_hf_form(&default_gguf(), folder.path());
+    let host = host(&ModelSource::Folder(folder.path().to_owned()));
+    let cases = fixture().cases;
+    let generations: Vec<_> =
+        cases.iter().map(|case| host.submit(request(case)).unwrap()).collect();
+    for (case, generation) in cases.iter().zip(generations) {
+        check(case, generation);
+    }
+}
+
+#[test]
+fn prompts_are_tokenized_and_templated_as_in_transformers() {
+    let folder = tempfile::tempdir().unwrap();
+    write_hf_form(&default_gguf(), folder.path());
+    for source in [default_gguf(), ModelSource::Folder(folder.path().to_owned())] {
+        let tokenizer = weights::open(&source).unwrap().tokenizer;
+        for case in fixture().cases {
+            if let Some(messages) = case.messages {
+                let messages: Vec<ChatMessage> = messages
+                    .into_iter()
+                    .map(|m| ChatMessage { role: m.role, content: m.content })
+                    .collect();
+                assert_eq!(tokenizer.apply_chat_template(&messages).unwrap(), case.prompt);
+            }
+            assert_eq!(tokenizer.encode(&case.prompt, false).unwrap(), case.prompt_ids);
+            assert_eq!(tokenizer.decode(&case.tokens).unwrap(), case.text);
+        }
+        for piece in fixture().tokenizer {
+            assert_eq!(tokenizer.encode(&piece.text, true).unwrap(), piece.ids, "{}", piece.text);
+        }
+    }
+}

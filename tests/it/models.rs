@@ -1,1 +1,9 @@
 //! Model files, good and damaged, and the catalog that finds them.
+
+mod catalog;
+mod damage;
+mod forms;
+mod tokenizer;
+mod weights;
+
+pub(crate) use forms::{default_gguf, write_hf_form};

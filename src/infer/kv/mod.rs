@@ -1,1 +1,13 @@
-//! KV cache accounting: ids and reference counts in `block_manager`, tensors in `cache`.
+//! The paged KV cache: block ids and reference counts in [`block_manager`], a
+//! sequence's blocks in [`block_table`], the tensors in [`cache`], and what
+//! fits into how many bytes in [`sizing`].
+
+pub mod block_manager;
+pub mod block_table;
+pub mod cache;
+pub mod sizing;
+
+pub use block_manager::{BlockError, BlockId, BlockManager};
+pub use block_table::BlockTable;
+pub use cache::KvCache;
+pub use sizing::KvSizing;

@@ -1,6 +1,13 @@
 //! Architecture numbers of a Llama-family model, read from `config.json`, GGUF
 //! metadata or a model card, and checked once.
 
+mod check;
+mod hf;
+mod tensors;
+
+pub(crate) use hf::even_share;
+pub use tensors::{EMBEDDING, OUTPUT_HEAD};
+
 use serde::{Deserialize, Serialize};
 
 /// A Llama-architecture model's shape.

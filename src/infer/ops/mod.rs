@@ -1,1 +1,55 @@
-//! Fused operations over candle tensors, each with the CPU body that defines it.
+//! Fused operations over candle tensors, each with the CPU body that defines
+//! it. Activations are flat: `[num_tokens, width]`, f32, contiguous.
+//!
+//! What a row comes out as never depends on the rows beside it: every op
+//! accumulates a row in one fixed order, so a sequence computes the same bits
+//! alone, in any batch, in chunks or whole.
+
+pub mod attention;
+pub mod embedding;
+pub mod linear;
+pub mod rms_norm;
+pub mod rope_and_cache;
+pub mod silu_mul;
+mod simd;
+
+pub use attention::paged_attention;
+pub use embedding::Embedding;
+pub use linear::Linear;
+pub use rms_norm::rms_norm;
+pub use rope_and_cache::{RopeTable, rope_and_cache};
+pub use silu_mul::silu_mul;
+
+use candle_core::{CpuStorage, Layout, Result, bail};
+
+/// The elements of a contiguous f32 operand.
+fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout, name: &str) -> Result<&'a [f32]> {
+    let CpuStorage::F32(values) = storage else {
+        bail!("{name} must be f32, got {:?}", storage_dtype(storage));
+    };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&values[start..end]),
+        None => bail!("{name} must be contiguous, got {layout:?}"),
+    }
+}
+
+/// The elements of a contiguous f32 operand that is written in place.
+fn f32_slice_mut<'a>(
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+    name: &str,
+) -> Result<&'a mut [f32]> {
+    let dtype = storage_dtype(storage);
+    let CpuStorage::F32(values) = storage else {
+        bail!("{name} must be f32, got {dtype:?}");
+    };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&mut values[start..end]),
+        None => bail!("{name} must be contiguous, got {layout:?}"),
+    }
+}
+
+fn storage_dtype(storage: &CpuStorage) -> candle_core::DType {
+    use candle_core::backend::BackendStorage;
+    storage.dtype()
+}

@@ -1,12 +1,25 @@
 //! Where weights come from: safetensors, GGUF, or a seeded generator. A source
 //! answers to Hugging Face tensor names; how a file spells them stays inside.
 
-use std::path::PathBuf;
+mod dense;
+mod dummy;
+mod gguf;
+mod mapping;
+mod safetensors;
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use candle_core::quantized::QTensor;
 
+use self::dummy::DummyWeights;
+use self::gguf::GgufFile;
+use self::safetensors::SafetensorsFolder;
 use super::{InferError, ModelConfig, Tokenizer};
 
 /// A model on this machine.
@@ -70,6 +83,90 @@ pub struct OpenModel {
 /// [`InferError::Load`] for a file that is damaged, truncated, of an unknown
 /// kind, or that does not match its neighbours.
 pub fn open(source: &ModelSource) -> Result<OpenModel, InferError> {
-    let _ = source;
-    unimplemented!()
+    let (mut config, tokenizer, weights, path): (_, _, Box<dyn WeightSource>, _) = match source {
+        ModelSource::Gguf(path) => {
+            let file = GgufFile::open(path)?;
+            let tokenizer = Tokenizer::from_gguf(file.vocabulary()?)
+                .map_err(|reason| load_error(path, reason))?;
+            (file.config().clone(), tokenizer, Box::new(file), path.clone())
+        }
+        ModelSource::Folder(folder) => {
+            let config = read_hf_config(folder)?;
+            let weights = SafetensorsFolder::open(folder, &config)?;
+            let path = folder.join("tokenizer.json");
+            (config, Tokenizer::from_file(&path)?, Box::new(weights), path)
+        }
+        ModelSource::Dummy { config, seed, tokenizer } => {
+            let config = config.as_ref().clone();
+            config.check().map_err(InferError::Config)?;
+            let (read, path) = match tokenizer {
+                Some(path) => (Tokenizer::from_file(path)?, path.clone()),
+                None => (Tokenizer::made_up(&config), PathBuf::new()),
+            };
+            let weights = DummyWeights::new(config.clone(), *seed);
+            (config, read, Box::new(weights), path)
+        }
+    };
+    if tokenizer.vocab_size() > config.vocab_size {
+        return Err(load_error(
+            &path,
+            format!(
+                "the tokenizer has {} tokens, the model's embedding {} rows: they do not belong \
+                 together",
+                tokenizer.vocab_size(),
+                config.vocab_size
+            ),
+        ));
+    }
+    config.bos_token_id = tokenizer.added_bos();
+    Ok(OpenModel { config, tokenizer, weights })
+}
+
+/// The shape of the model at `source`, without its tokenizer; headers and
+/// shapes of its weights are checked where it has any.
+///
+/// # Errors
+/// As [`open`].
+pub fn read_config(source: &ModelSource) -> Result<ModelConfig, InferError> {
+    match source {
+        ModelSource::Gguf(path) => Ok(GgufFile::open(path)?.config().clone()),
+        ModelSource::Folder(folder) => read_hf_config(folder),
+        ModelSource::Dummy { config, .. } => Ok(config.as_ref().clone()),
+    }
+}
+
+fn read_hf_config(folder: &Path) -> Result<ModelConfig, InferError> {
+    let path = folder.join("config.json");
+    let generation = folder.join("generation_config.json");
+    let text = read_text(&path)?;
+    let generation_text = generation.exists().then(|| read_text(&generation)).transpose()?;
+    ModelConfig::from_hf(&text, generation_text.as_deref())
+        .map_err(|reason| load_error(folder, reason))
+}
+
+/// Longest JSON beside a model; the largest tokenizers take 40 MB.
+const MAX_TEXT_BYTES: u64 = 256 << 20;
+
+/// A text file of bounded size.
+pub(super) fn read_text(path: &Path) -> Result<String, InferError> {
+    let failed = |e: std::io::Error| load_error(path, e.to_string());
+    let file = File::open(path).map_err(failed)?;
+    let mut text = String::new();
+    file.take(MAX_TEXT_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_TEXT_BYTES {
+        return Err(load_error(path, format!("longer than {MAX_TEXT_BYTES} bytes")));
+    }
+    Ok(text)
+}
+
+pub(super) fn load_error(path: &Path, reason: impl Into<String>) -> InferError {
+    InferError::Load { path: path.to_owned(), reason: reason.into(), hint: None }
+}
+
+/// The type that holds most bytes.
+fn majority<T: Display + Ord>(bytes: BTreeMap<T, u64>) -> String {
+    bytes
+        .into_iter()
+        .max_by_key(|(_, bytes)| *bytes)
+        .map_or_else(String::new, |(t, _)| t.to_string())
 }

@@ -1,0 +1,275 @@
+//! Rotary position embedding of q and k, and the write of k and v to their
+//! slots of the cache, all in place.
+//!
+//! Halves are rotated against each other as in Hugging Face's `rotate_half`:
+//! element `i` with `i + head_dim / 2`. Angles are products of f32 there, and
+//! so they are here: parity with the reference counts for more than precision.
+
+use std::f32::consts::PI;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::{f32_slice, f32_slice_mut};
+use crate::infer::ModelConfig;
+use crate::infer::model::config::RopeScaling;
+
+/// Rows below which a second thread costs more than it brings.
+const PARALLEL_MIN: usize = 32;
+
+/// Cosine and sine of every angle up to a length. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct RopeTable {
+    /// `[max_len][half]` of (cos, sin).
+    angles: Arc<[(f32, f32)]>,
+    half: usize,
+}
+
+impl RopeTable {
+    /// The table of `model`'s base and scaling for positions below `max_len`.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "the reference computes in f32")]
+    pub fn new(model: &ModelConfig, max_len: usize) -> Self {
+        let frequencies = frequencies(model);
+        let angles = (0..max_len)
+            .flat_map(|position| {
+                frequencies.iter().map(move |frequency| position as f32 * frequency)
+            })
+            .map(|angle| (angle.cos(), angle.sin()))
+            .collect();
+        Self { angles, half: model.head_dim / 2 }
+    }
+
+    fn row(&self, position: usize) -> Option<&[(f32, f32)]> {
+        self.angles.get(position * self.half..(position + 1) * self.half)
+    }
+}
+
+/// Radians per token of each pair of elements, `[head_dim / 2]`.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "the reference computes in f32"
+)]
+fn frequencies(model: &ModelConfig) -> Vec<f32> {
+    let dim = model.head_dim as f32;
+    let base = model.rope_theta as f32;
+    (0..model.head_dim / 2)
+        .map(|pair| 1.0 / base.powf((2 * pair) as f32 / dim))
+        .map(|frequency| match &model.rope_scaling {
+            Some(scaling) => scaled(frequency, scaling),
+            None => frequency,
+        })
+        .collect()
+}
+
+/// Llama 3: low frequencies are divided by `factor`, high ones stay, those in
+/// between are blended (`_compute_llama3_parameters` in transformers).
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "the reference computes in f32"
+)]
+fn scaled(frequency: f32, scaling: &RopeScaling) -> f32 {
+    let (factor, low, high) =
+        (scaling.factor as f32, scaling.low_freq_factor as f32, scaling.high_freq_factor as f32);
+    let turns = scaling.original_max_position_embeddings as f32 * frequency / (2.0 * PI);
+    if turns > high {
+        frequency
+    } else if turns < low {
+        frequency / factor
+    } else {
+        let smooth = (turns - low) / (high - low);
+        (1.0 - smooth) * frequency / factor + smooth * frequency
+    }
+}
+
+/// Rotates q and k of `qkv`, `[num_tokens, q heads + 2 * kv heads, head_dim]`,
+/// in place, and copies k and v to `slot_mapping`'s slots of the layer's cache,
+/// `[num_blocks, block_size, kv heads, head_dim]` each.
+///
+/// # Errors
+/// When a shape, a position or a slot does not fit; the cache may then hold
+/// some of the rows.
+pub fn rope_and_cache(
+    qkv: &Tensor,
+    (k_cache, v_cache): (&Tensor, &Tensor),
+    positions: &[usize],
+    slot_mapping: &[usize],
+    table: &RopeTable,
+) -> Result<()> {
+    let (num_tokens, heads, head_dim) = qkv.dims3()?;
+    let (_, _, kv_heads, cache_dim) = k_cache.dims4()?;
+    if positions.len() != num_tokens || slot_mapping.len() != num_tokens {
+        bail!(
+            "{num_tokens} tokens with {} positions and {} slots",
+            positions.len(),
+            slot_mapping.len()
+        );
+    }
+    if heads < 2 * kv_heads || head_dim != cache_dim || head_dim != 2 * table.half {
+        bail!("qkv {:?} does not fit a cache of {:?}", qkv.shape(), k_cache.shape());
+    }
+    qkv.inplace_op1(&Rotate { rotated_heads: heads - kv_heads, positions, table })?;
+    let first_k = (heads - 2 * kv_heads) * head_dim;
+    let first_v = (heads - kv_heads) * head_dim;
+    k_cache.inplace_op2(qkv, &Store { first_column: first_k, slot_mapping })?;
+    v_cache.inplace_op2(qkv, &Store { first_column: first_v, slot_mapping })
+}
+
+/// Rotates the first heads of every row.
+struct Rotate<'a> {
+    rotated_heads: usize,
+    positions: &'a [usize],
+    table: &'a RopeTable,
+}
+
+impl InplaceOp1 for Rotate<'_> {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (_, heads, head_dim) = layout.shape().dims3()?;
+        if let Some(position) = self.positions.iter().find(|at| self.table.row(**at).is_none()) {
+            bail!("position {position} is past the rotary table");
+        }
+        let qkv = f32_slice_mut(storage, layout, "qkv")?;
+        let rotate = |(row, position): (&mut [f32], &usize)| {
+            let angles = self.table.row(*position).unwrap_or_default();
+            for head in row.chunks_exact_mut(head_dim).take(self.rotated_heads) {
+                rotate_head(head, angles);
+            }
+        };
+        let width = heads * head_dim;
+        if self.positions.len() < PARALLEL_MIN {
+            qkv.chunks_exact_mut(width).zip(self.positions).for_each(rotate);
+        } else {
+            qkv.par_chunks_exact_mut(width).zip(self.positions).for_each(rotate);
+        }
+        Ok(())
+    }
+}
+
+fn rotate_head(head: &mut [f32], angles: &[(f32, f32)]) {
+    let (first, second) = head.split_at_mut(angles.len());
+    for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    }
+}
+
+/// Copies one stretch of every row to the row's slot.
+struct Store<'a> {
+    first_column: usize,
+    slot_mapping: &'a [usize],
+}
+
+impl InplaceOp2 for Store<'_> {
+    fn name(&self) -> &'static str {
+        "store-kv"
+    }
+
+    /// The cache is `[num_blocks, block_size, kv heads, head_dim]`, the rows are
+    /// `[num_tokens, heads, head_dim]`.
+    fn cpu_fwd(
+        &self,
+        cache: &mut CpuStorage,
+        cache_layout: &Layout,
+        rows: &CpuStorage,
+        rows_layout: &Layout,
+    ) -> Result<()> {
+        let (num_blocks, block_size, kv_heads, head_dim) = cache_layout.shape().dims4()?;
+        let (_, heads, _) = rows_layout.shape().dims3()?;
+        let (num_slots, width) = (num_blocks * block_size, kv_heads * head_dim);
+        let cache = f32_slice_mut(cache, cache_layout, "the cache")?;
+        let rows = f32_slice(rows, rows_layout, "qkv")?.chunks_exact(heads * head_dim);
+        for (row, slot) in rows.zip(self.slot_mapping) {
+            if *slot >= num_slots {
+                bail!("slot {slot} of a cache of {num_slots}");
+            }
+            let values = &row[self.first_column..self.first_column + width];
+            cache[slot * width..(slot + 1) * width].copy_from_slice(values);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    fn model(head_dim: usize, rope_scaling: Option<RopeScaling>) -> ModelConfig {
+        ModelConfig {
+            vocab_size: 8,
+            hidden_size: 2 * head_dim,
+            intermediate_size: 8,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim,
+            rms_norm_eps: 1e-5,
+            rope_theta: 500_000.0,
+            rope_scaling,
+            max_position_embeddings: 64,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            eos_token_ids: vec![],
+            bos_token_id: None,
+        }
+    }
+
+    #[test]
+    fn llama_3_scaling_keeps_the_fast_and_divides_the_slow() {
+        let scaling = RopeScaling {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let plain = frequencies(&model(128, None));
+        let scaled = frequencies(&model(128, Some(scaling)));
+        assert_eq!(scaled[0], plain[0]);
+        assert_eq!(scaled[63], plain[63] / 32.0);
+        assert!(scaled[30] < plain[30] && scaled[30] > plain[30] / 32.0, "blended");
+    }
+
+    #[test]
+    fn rows_land_rotated_in_their_slots_and_nowhere_else() {
+        let table = RopeTable::new(&model(4, None), 64);
+        // Two tokens, 2 q heads + k + v of width 4.
+        let values: Vec<f32> = (0..32).map(|v| v as f32).collect();
+        let qkv = Tensor::from_vec(values.clone(), (2, 4, 4), &Device::Cpu).unwrap();
+        let zeros = || Tensor::zeros((3, 2, 1, 4), DType::F32, &Device::Cpu).unwrap();
+        let (k, v) = (zeros(), zeros());
+        rope_and_cache(&qkv, (&k, &v), &[0, 5], &[4, 1], &table).unwrap();
+
+        let cache = |cache: &Tensor| cache.reshape((6, 4)).unwrap().to_vec2::<f32>().unwrap();
+        let (k, v) = (cache(&k), cache(&v));
+        assert_eq!(v[4], values[12..16], "v is not rotated");
+        assert_eq!(v[1], values[28..32]);
+        assert_eq!(k[4], values[8..12], "position 0 turns by nothing");
+        let (cos, sin) = (5_f32.cos(), 5_f32.sin());
+        assert_eq!(k[1][0], values[24] * cos - values[26] * sin);
+        assert_eq!(k[1][2], values[26] * cos + values[24] * sin);
+        for slot in [0, 2, 3, 5] {
+            assert_eq!((&k[slot], &v[slot]), (&vec![0.0; 4], &vec![0.0; 4]));
+        }
+    }
+
+    #[test]
+    fn slots_and_positions_out_of_range_are_errors() {
+        let table = RopeTable::new(&model(4, None), 64);
+        let qkv = Tensor::zeros((1, 4, 4), DType::F32, &Device::Cpu).unwrap();
+        let cache = Tensor::zeros((3, 2, 1, 4), DType::F32, &Device::Cpu).unwrap();
+        let run = |position, slot| {
+            let other = cache.copy().unwrap();
+            rope_and_cache(&qkv, (&cache, &other), &[position], &[slot], &table)
+        };
+        assert!(run(0, 5).is_ok());
+        assert!(run(0, 6).is_err());
+        assert!(run(64, 0).is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! Chat templates: Jinja as transformers renders it, from untrusted files, so
+//! that a template which loops or grows for ever ends in an error.
+
+use std::io::{self, Write};
+
+use jiff::Timestamp;
+use minijinja::{Environment, Error, ErrorKind, context};
+
+use super::ChatMessage;
+use crate::clock::Clock;
+
+/// Instructions one rendering may take; a long conversation takes thousands.
+const FUEL: u64 = 5_000_000;
+/// Depth of macros and includes.
+const MAX_RECURSION: usize = 100;
+/// Longest rendered prompt.
+const MAX_OUTPUT_BYTES: usize = 64 << 20;
+/// The only template of each environment.
+const NAME: &str = "chat";
+/// For models without a vocabulary: roles and texts, each on its line.
+const PLAIN: &str = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n\
+                     {% endfor %}assistant:";
+
+/// A compiled chat template.
+pub(super) struct ChatTemplate {
+    environment: Environment<'static>,
+    bos_token: String,
+    eos_token: String,
+}
+
+impl ChatTemplate {
+    /// Compiles a template with the settings and functions of transformers.
+    pub(super) fn compile(source: String, bos: String, eos: String) -> Result<Self, Error> {
+        let mut environment = Environment::new();
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(MAX_RECURSION);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_template_owned(NAME, source)?;
+        Ok(Self { environment, bos_token: bos, eos_token: eos })
+    }
+
+    /// The template of models that have none of their own.
+    pub(super) fn plain() -> Self {
+        let environment = Environment::new();
+        let mut plain = Self { environment, bos_token: String::new(), eos_token: String::new() };
+        let added = plain.environment.add_template(NAME, PLAIN);
+        debug_assert!(added.is_ok(), "a constant that compiles");
+        plain
+    }
+
+    /// Renders a conversation, up to where the assistant begins.
+    pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<String, Error> {
+        let mut output = Bounded(Vec::new());
+        let context = context! {
+            messages => messages,
+            add_generation_prompt => true,
+            bos_token => self.bos_token,
+            eos_token => self.eos_token,
+        };
+        self.environment.get_template(NAME)?.render_captured_to(context, &mut output)?;
+        String::from_utf8(output.0)
+            .map_err(|_| Error::new(ErrorKind::BadSerialization, "the output is not UTF-8"))
+    }
+}
+
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT_BYTES {
+            return Err(io::Error::other("the output is too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Today, for templates that tell the model the date (UTC).
+fn strftime_now(format: &str) -> Result<String, Error> {
+    let invalid = |e: jiff::Error| Error::new(ErrorKind::InvalidOperation, e.to_string());
+    let now = Timestamp::try_from(Clock::wall()).map_err(invalid)?;
+    jiff::fmt::strtime::format(format, now).map_err(invalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str) -> Result<String, Error> {
+        let messages = [
+            ChatMessage { role: "system".to_owned(), content: "  be brief ".to_owned() },
+            ChatMessage { role: "user".to_owned(), content: "why?".to_owned() },
+        ];
+        ChatTemplate::compile(source.to_owned(), "<s>".to_owned(), "</s>".to_owned())?
+            .render(&messages)
+    }
+
+    #[test]
+    fn templates_render_as_in_transformers() {
+        let source = "{{ bos_token }}{% for m in messages %}\n    {% if m['role'] == 'system' %}\n\
+                      <<{{ m['content'].strip() | upper }}>>\n    {% else %}\n\
+                      {{ m.role.title() }}: {{ m.content }}{{ eos_token }}\n    {% endif %}\n\
+                      {% endfor %}{% if add_generation_prompt %}A:{% endif %}";
+        assert_eq!(render(source).unwrap(), "<s><<BE BRIEF>>\nUser: why?</s>\nA:");
+    }
+
+    #[test]
+    fn loop_controls_and_dates_are_known() {
+        let source = "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}x\
+                      {% endfor %}{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% endif %}";
+        let text = render(source).unwrap();
+        assert!(text.starts_with("x2") && text.len() == 5, "{text}");
+    }
+
+    #[test]
+    fn a_template_may_refuse_a_conversation() {
+        let error = render("{{ raise_exception('roles must alternate') }}").unwrap_err();
+        assert!(error.to_string().contains("roles must alternate"));
+    }
+
+    #[test]
+    fn endless_templates_end_in_an_error() {
+        let nested = "{% for a in range(9999) %}{% for b in range(9999) %}{% set c = a %}\
+                      {% endfor %}{% endfor %}";
+        assert!(render(nested).is_err());
+        assert!(render("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").is_err());
+        assert!(render("{% for a in range(9999) %}{{ 'x' * 90000 }}{% endfor %}").is_err());
+    }
+
+    #[test]
+    fn a_template_that_does_not_parse_is_refused() {
+        assert!(render("{% for %}").is_err());
+    }
+
+    #[test]
+    fn the_plain_template_names_each_role() {
+        let messages = [ChatMessage { role: "user".to_owned(), content: "hello".to_owned() }];
+        assert_eq!(ChatTemplate::plain().render(&messages).unwrap(), "user: hello\nassistant:");
+    }
+}

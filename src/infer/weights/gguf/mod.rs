@@ -1,0 +1,183 @@
+//! Weights, shape and vocabulary of a GGUF file. Speaks Hugging Face names and
+//! row order outwards; what llama.cpp's converter did to a file is undone here.
+
+mod architecture;
+mod header;
+mod metadata;
+mod names;
+mod reader;
+mod rows;
+mod tensor_type;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::quantized::QTensor;
+use candle_core::{Device, Tensor};
+
+use self::architecture::Architecture;
+use self::header::{Header, TensorInfo};
+use self::metadata::{Metadata, required};
+use self::rows::RowOrder;
+use self::tensor_type::TensorType;
+use super::mapping::MappedFile;
+use super::{InferError, Weight, WeightSource, load_error, majority};
+use crate::infer::ModelConfig;
+use crate::infer::model::config::OUTPUT_HEAD;
+use crate::infer::tokenizer::GgufVocabulary;
+
+/// A GGUF file whose header is read and whose tensors are where it says.
+pub(super) struct GgufFile {
+    file: MappedFile,
+    header: Header,
+    architecture: Architecture,
+    config: ModelConfig,
+}
+
+impl GgufFile {
+    /// Maps the file, reads its header, and checks that every tensor of the
+    /// model is there in a type that can be read and in the shape it must have.
+    pub(super) fn open(path: &Path) -> Result<Self, InferError> {
+        let file = MappedFile::open(path)?;
+        let damaged = |reason: String| load_error(path, reason);
+        let header = Header::parse(file.bytes()).map_err(damaged)?;
+        let architecture = Architecture::of(&Metadata(&header.metadata)).map_err(damaged)?;
+        let factors = architecture::rope_factors(&header)
+            .map(|info| widen(&file, info, RowOrder::Stored))
+            .transpose()
+            .map_err(|e| damaged(format!("tensor `rope_freqs.weight`: {e}")))?;
+        let config = architecture::model_config(&header, architecture, factors.as_deref())
+            .map_err(damaged)?;
+        let gguf = Self { file, header, architecture, config };
+        for (name, shape) in gguf.config.tensors() {
+            gguf.find(&name, &shape)?;
+        }
+        Ok(gguf)
+    }
+
+    /// The model's shape.
+    pub(super) const fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// What the file says about its tokenizer.
+    pub(super) fn vocabulary(&self) -> Result<GgufVocabulary, InferError> {
+        read_vocabulary(&Metadata(&self.header.metadata))
+            .map_err(|reason| load_error(self.file.path(), reason))
+    }
+
+    fn find(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, InferError> {
+        let failed = |reason| load_error(self.file.path(), reason);
+        let Some(stored) = names::gguf_name(name) else {
+            return Err(failed(format!("no GGUF has a tensor for `{name}`")));
+        };
+        let Some(info) = self.header.tensors.get(&stored) else {
+            return Err(failed(format!("tensor `{stored}` (`{name}`) is missing")));
+        };
+        if info.shape != shape {
+            return Err(failed(format!(
+                "tensor `{stored}` has shape {:?}, expected {shape:?}",
+                info.shape
+            )));
+        }
+        if let TensorType::Other(_) = info.dtype {
+            return Err(InferError::Load {
+                path: self.file.path().to_owned(),
+                reason: format!(
+                    "tensor `{stored}` is stored as {}, which is not supported",
+                    info.dtype
+                ),
+                hint: Some(
+                    "use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or a K-quant"
+                        .to_owned(),
+                ),
+            });
+        }
+        Ok(info)
+    }
+
+    fn row_order(&self, name: &str) -> RowOrder {
+        let rotary = name.contains(".q_proj.") || name.contains(".k_proj.");
+        if rotary && self.architecture == Architecture::Llama {
+            RowOrder::Interleaved { head_dim: self.config.head_dim }
+        } else {
+            RowOrder::Stored
+        }
+    }
+
+    /// Tensors of the model, not whatever else the file carries.
+    fn stored(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.config
+            .tensors()
+            .into_iter()
+            .filter_map(|(name, _)| self.header.tensors.get(&names::gguf_name(&name)?))
+    }
+}
+
+impl WeightSource for GgufFile {
+    fn load(
+        &self,
+        name: &str,
+        shape: &[usize],
+        keep_quantized: bool,
+    ) -> Result<Weight, InferError> {
+        let name = if name == OUTPUT_HEAD && self.config.tie_word_embeddings {
+            crate::infer::model::config::EMBEDDING
+        } else {
+            name
+        };
+        let info = self.find(name, shape)?;
+        let order = self.row_order(name);
+        let failed = |reason| load_error(self.file.path(), format!("tensor `{name}`: {reason}"));
+        if let (true, Some(ggml), [rows, _]) = (keep_quantized, info.dtype.ggml(), shape) {
+            let storage = rows::quantized(raw(&self.file, info), ggml, *rows, order);
+            let tensor = QTensor::new(storage, shape).map_err(|e| failed(e.to_string()))?;
+            return Ok(Weight::Quantized(Arc::new(tensor)));
+        }
+        let values = widen(&self.file, info, order).map_err(failed)?;
+        Ok(Weight::Dense(Tensor::from_vec(values, shape, &Device::Cpu)?))
+    }
+
+    fn stored_dtype(&self) -> String {
+        let mut bytes = BTreeMap::new();
+        for info in self.stored() {
+            *bytes.entry(info.dtype).or_insert(0) += info.num_bytes as u64;
+        }
+        majority(bytes)
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.stored().map(|info| info.num_bytes as u64).sum()
+    }
+}
+
+/// In bounds: the header's parser checked it against the file's length.
+fn raw<'a>(file: &'a MappedFile, info: &TensorInfo) -> &'a [u8] {
+    &file.bytes()[info.start..info.start + info.num_bytes]
+}
+
+fn widen(file: &MappedFile, info: &TensorInfo, order: RowOrder) -> Result<Vec<f32>, String> {
+    let cols = info.shape.last().copied().unwrap_or(1);
+    // A vector is one row, unless its elements are rows' biases.
+    let cols = if info.shape.len() == 1 && order != RowOrder::Stored { 1 } else { cols };
+    rows::widen(raw(file, info), info.dtype, cols, order)
+}
+
+fn read_vocabulary(metadata: &Metadata<'_>) -> Result<GgufVocabulary, String> {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let model = required(&key("model"), metadata.str(&key("model"))?)?;
+    if model != "gpt2" {
+        return Err(format!("tokenizer `{model}` is not supported, expected gpt2"));
+    }
+    Ok(GgufVocabulary {
+        pre: required(&key("pre"), metadata.str(&key("pre"))?)?.to_owned(),
+        tokens: required(&key("tokens"), metadata.strs(&key("tokens"))?)?.to_vec(),
+        token_types: required(&key("token_type"), metadata.ints(&key("token_type"))?)?.to_vec(),
+        merges: required(&key("merges"), metadata.strs(&key("merges"))?)?.to_vec(),
+        bos: metadata.int(&key("bos_token_id"))?,
+        eos: metadata.int(&key("eos_token_id"))?,
+        add_bos: metadata.bool(&key("add_bos_token"))?,
+        chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_owned),
+    })
+}

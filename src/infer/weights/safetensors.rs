@@ -1,0 +1,182 @@
+//! Weights of a Hugging Face folder: one safetensors file, or shards with an
+//! index. Headers are read and checked; data stays mapped until it is asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
+use candle_core::{Device, Tensor};
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use super::dense::{widen_bf16, widen_f16, widen_f32, widen_parallel};
+use super::mapping::MappedFile;
+use super::{InferError, Weight, WeightSource, load_error, majority, read_text};
+use crate::infer::ModelConfig;
+use crate::infer::model::config::{EMBEDDING, OUTPUT_HEAD};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const MAX_SHARDS: usize = 1024;
+
+/// The safetensors of one folder.
+pub(super) struct SafetensorsFolder {
+    files: Vec<MappedFile>,
+    tensors: BTreeMap<String, Stored>,
+    config: ModelConfig,
+}
+
+struct Stored {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// In the file, header included.
+    range: std::ops::Range<usize>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl SafetensorsFolder {
+    /// Maps the files and checks that every tensor of the model is there, in a
+    /// type that can be read and in the shape it must have.
+    pub(super) fn open(folder: &Path, config: &ModelConfig) -> Result<Self, InferError> {
+        let mut opened =
+            Self { files: Vec::new(), tensors: BTreeMap::new(), config: config.clone() };
+        let single = folder.join(SINGLE);
+        let index = folder.join(INDEX);
+        if single.exists() {
+            opened.add_file(&single)?;
+        } else if index.exists() {
+            opened.add_shards(folder, &index)?;
+        } else {
+            return Err(no_weights(folder));
+        }
+        for (name, shape) in config.tensors() {
+            opened.find(&name, &shape).map_err(|reason| load_error(folder, reason))?;
+        }
+        Ok(opened)
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<(), InferError> {
+        let file = MappedFile::open(path)?;
+        let (header, metadata) = SafeTensors::read_metadata(file.bytes()).map_err(|e| {
+            load_error(path, format!("not a whole safetensors file, truncated or damaged: {e}"))
+        })?;
+        // The header's length field comes first; offsets count from the header's end.
+        let data = size_of::<u64>() + header;
+        for (name, info) in metadata.tensors() {
+            let (begin, end) = info.data_offsets;
+            let stored = Stored {
+                file: self.files.len(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                range: data + begin..data + end,
+            };
+            if self.tensors.insert(name.clone(), stored).is_some() {
+                return Err(load_error(path, format!("tensor `{name}` is in another shard too")));
+            }
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    fn add_shards(&mut self, folder: &Path, index_path: &Path) -> Result<(), InferError> {
+        let damaged = |reason: String| load_error(index_path, reason);
+        let index: Index =
+            serde_json::from_str(&read_text(index_path)?).map_err(|e| damaged(e.to_string()))?;
+        let shards: BTreeSet<&String> = index.weight_map.values().collect();
+        if shards.is_empty() || shards.len() > MAX_SHARDS {
+            return Err(damaged(format!(
+                "names {} shards, expected 1 to {MAX_SHARDS}",
+                shards.len()
+            )));
+        }
+        for shard in shards {
+            let mut parts = Path::new(shard).components();
+            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+                return Err(damaged(format!("shard `{shard}` is not a file of this folder")));
+            }
+            self.add_file(&folder.join(shard))?;
+        }
+        for (name, shard) in &index.weight_map {
+            let found = self.tensors.get(name).map(|stored| &self.files[stored.file]);
+            if found.is_none_or(|file| file.path().file_name() != Some(shard.as_ref())) {
+                return Err(damaged(format!("tensor `{name}` is not in `{shard}` as it says")));
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: &str, shape: &[usize]) -> Result<&Stored, String> {
+        let stored = self.tensors.get(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
+        if stored.shape != shape {
+            return Err(format!(
+                "tensor `{name}` has shape {:?}, expected {shape:?}",
+                stored.shape
+            ));
+        }
+        match stored.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(stored),
+            other => {
+                Err(format!("tensor `{name}` is stored as {other:?}, expected F32, F16 or BF16"))
+            }
+        }
+    }
+
+    /// Tensors of the model, not whatever else the files carry.
+    fn stored(&self) -> impl Iterator<Item = &Stored> {
+        self.config.tensors().into_iter().filter_map(|(name, _)| self.tensors.get(&name))
+    }
+}
+
+impl WeightSource for SafetensorsFolder {
+    fn load(
+        &self,
+        name: &str,
+        shape: &[usize],
+        _keep_quantized: bool,
+    ) -> Result<Weight, InferError> {
+        let tied = name == OUTPUT_HEAD && self.config.tie_word_embeddings;
+        let name = if tied { EMBEDDING } else { name };
+        let folder = self.files.first().and_then(|file| file.path().parent());
+        let stored = self
+            .find(name, shape)
+            .map_err(|reason| load_error(folder.unwrap_or_else(|| Path::new("")), reason))?;
+        let raw = &self.files[stored.file].bytes()[stored.range.clone()];
+        let values = match stored.dtype {
+            Dtype::F16 => widen_parallel(raw, 2, widen_f16),
+            Dtype::BF16 => widen_parallel(raw, 2, widen_bf16),
+            _ => widen_parallel(raw, 4, widen_f32),
+        };
+        Ok(Weight::Dense(Tensor::from_vec(values, shape, &Device::Cpu)?))
+    }
+
+    fn stored_dtype(&self) -> String {
+        let mut bytes = BTreeMap::new();
+        for stored in self.stored() {
+            *bytes.entry(stored.dtype).or_insert(0) += stored.range.len() as u64;
+        }
+        majority(bytes.into_iter().map(|(dtype, bytes)| (format!("{dtype:?}"), bytes)).collect())
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.stored().map(|stored| stored.range.len() as u64).sum()
+    }
+}
+
+fn no_weights(folder: &Path) -> InferError {
+    let gguf = std::fs::read_dir(folder).into_iter().flatten().flatten().find_map(|entry| {
+        let path = entry.path();
+        path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")).then_some(path)
+    });
+    InferError::Load {
+        path: folder.to_owned(),
+        reason: format!("neither {SINGLE} nor {INDEX} is there"),
+        hint: Some(gguf.map_or_else(
+            || "the weights must be safetensors; other formats can be converted".to_owned(),
+            |path| format!("to use the GGUF file in it, name the file: {}", path.display()),
+        )),
+    }
+}
