@@ -111,11 +111,11 @@ impl Adapter {
                  cache_dtype=\"auto\",num_gpu_blocks=\"364\",sliding_window=\"None\"} 1.0\n",
             ),
             ("openai", "/v1/models") => json(
-                "{\"data\":[{\"id\":\"smollm2-Q4_1.gguf\",\"owned_by\":\"llamacpp\",\"meta\":{\"n_ctx_train\":8192}}]}",
+                "{\"data\":[{\"id\":\"/somewhere/private/smollm2-Q4_1.gguf\",\"owned_by\":\"llamacpp\",\"meta\":{\"n_ctx_train\":8192}}]}",
             ),
             ("openai", "/props") => json(
                 "{\"default_generation_settings\":{\"n_ctx\":512},\"total_slots\":10,\
-                 \"model_path\":\"/somewhere/private/smollm2-Q4_1.gguf\",\"build_info\":\"b11434\"}",
+                 \"model_path\":\"/somewhere/private/smollm2-Q4_1.gguf\",\"model_ftype\":\"Q4_1\",\"build_info\":\"b11434\"}",
             ),
             ("vllm" | "openai", "/health") => json("{\"status\":\"ok\"}"),
             _ => not_found(),
@@ -636,6 +636,7 @@ async fn request_carries_what_was_asked_in_the_engines_words() {
         (&true.into(), &true.into())
     );
     let llama = sent(LLAMA, tokens.clone(), "/v1/completions").await;
+    assert_eq!(llama["model"], "/somewhere/private/smollm2-Q4_1.gguf");
     assert_eq!(llama["prompt"], serde_json::json!([504, 3575]));
     assert_eq!((&llama["cache_prompt"], &llama["ignore_eos"]), (&false.into(), &true.into()));
     let ollama = sent(OLLAMA, tokens, "/api/generate").await;
@@ -669,6 +670,10 @@ async fn llama_server_is_recognised_and_its_paths_stay_its_own() {
     let server = LLAMA.serve(Vec::new()).await;
     let info = LLAMA.engine(&server.url, "").unwrap().describe().await.unwrap();
     assert_eq!((info.version.as_deref(), info.max_model_len), (Some("b11434"), Some(512)));
+    assert_eq!(
+        (info.model.as_str(), info.precision.as_deref()),
+        ("smollm2-Q4_1.gguf", Some("Q4_1"))
+    );
     assert_eq!(info.settings["model_file"], "smollm2-Q4_1.gguf");
     assert!(info.capabilities.ignore_eos.is_yes());
     assert!(!format!("{info:?}").contains("private"));

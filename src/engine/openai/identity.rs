@@ -16,6 +16,8 @@ use crate::engine::{
 /// What a `describe` found out.
 pub(super) struct Identity {
     pub(super) flavor: Flavor,
+    /// The model's name as the server lists it; `info` has it without a folder.
+    pub(super) served: String,
     pub(super) info: EngineInfo,
 }
 
@@ -53,6 +55,8 @@ struct Props {
     default_generation_settings: Generation,
     total_slots: Option<u32>,
     model_path: Option<String>,
+    /// Type of most weights.
+    model_ftype: Option<String>,
     build_info: Option<String>,
 }
 
@@ -79,7 +83,7 @@ pub(super) async fn identify(
     let mut flavor = flavor_of(spec.kind, model.owned_by.as_deref(), version.is_some());
     let mut info = EngineInfo {
         version,
-        model: model.id.clone(),
+        model: file_name(&model.id).to_owned(),
         precision: model.precision.clone(),
         max_model_len: model.max_model_len,
         dummy_weights: model.dummy_weights,
@@ -104,7 +108,7 @@ pub(super) async fn identify(
         add_cache_config(&mut info, endpoint).await?;
     }
     info.capabilities = capabilities(spec.kind, flavor);
-    Ok(Identity { flavor, info })
+    Ok(Identity { flavor, served: model.id.clone(), info })
 }
 
 /// An engine that is still loading says 503 here and would fail every request.
@@ -126,11 +130,12 @@ fn choose<'a>(
     hint: &ModelHint,
 ) -> Result<&'a Model, EngineError> {
     let names = || {
-        let names = listed.iter().take(20).map(|model| model.id.as_str()).collect::<Vec<_>>();
+        let names = listed.iter().take(20).map(|model| file_name(&model.id)).collect::<Vec<_>>();
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     };
     if let Some(asked) = asked {
-        return listed.iter().find(|model| model.id == asked).ok_or_else(|| {
+        let is = |model: &&Model| model.id == asked || file_name(&model.id) == asked;
+        return listed.iter().find(is).ok_or_else(|| {
             let what = format!("does not serve model `{asked}`: it lists {}", names());
             endpoint
                 .error(ErrorClass::Rejected, what)
@@ -149,6 +154,13 @@ fn choose<'a>(
                 .with_hint("start it with a model")
         }),
     }
+}
+
+/// llama.cpp lists a model by the path of its file. The folder is the server's
+/// own business and would end up in tables and run files.
+fn file_name(id: &str) -> &str {
+    let is_path = id.starts_with('/') || id.get(1..3).is_some_and(|drive| drive == ":\\");
+    if is_path { id.rsplit(['/', '\\']).next().unwrap_or(id) } else { id }
 }
 
 /// Names differ by case and by the organisation before the slash.
@@ -175,7 +187,7 @@ fn capabilities(kind: EngineKind, flavor: Flavor) -> Capabilities {
             return Capability::Yes;
         }
         Capability::no(format!(
-            "{what} is known of vLLM and llama.cpp, and this server says it is neither (no /version, no /props)"
+            "{what} only to vLLM and llama.cpp, and this server is neither (no /version, no /props)"
         ))
     };
     let timings = match flavor {
@@ -189,9 +201,9 @@ fn capabilities(kind: EngineKind, flavor: Flavor) -> Capabilities {
     Capabilities {
         token_id_prompts: known(
             body::takes_ids(flavor),
-            "taking token ids as a prompt, instead of its text,",
+            "yardstick sends token ids instead of text",
         ),
-        ignore_eos: known(body::takes_ignore_eos(flavor), "ignore_eos"),
+        ignore_eos: known(body::takes_ignore_eos(flavor), "yardstick sends ignore_eos"),
         cold: Capability::no(cold_reason(kind)),
         server_timings: timings,
     }
@@ -203,10 +215,8 @@ fn add_props(info: &mut EngineInfo, props: Props, meta: Option<&BTreeMap<String,
     if let Some(slots) = props.total_slots {
         info.settings.insert("total_slots".to_owned(), slots.to_string());
     }
-    // The folder is the server's own business and would end up in the run files.
-    let file = props.model_path.as_deref().and_then(|path| path.rsplit(['/', '\\']).next());
-    if let Some(file) = file {
-        info.settings.insert("model_file".to_owned(), file.to_owned());
+    if let Some(path) = &props.model_path {
+        info.settings.insert("model_file".to_owned(), file_name(path).to_owned());
     }
     for (name, value) in meta.into_iter().flatten() {
         match value {
@@ -217,8 +227,8 @@ fn add_props(info: &mut EngineInfo, props: Props, meta: Option<&BTreeMap<String,
             Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
         };
     }
-    info.precision =
-        info.precision.take().or_else(|| meta?.get("ftype")?.as_str().map(str::to_owned));
+    let of_file = || meta?.get("ftype")?.as_str().map(str::to_owned);
+    info.precision = info.precision.take().or(props.model_ftype).or_else(of_file);
 }
 
 /// vLLM tells its KV cache only as labels of a metric.

@@ -84,7 +84,7 @@ impl Engine for OpenAi {
 
     async fn prepare(&self, request: &GenerateRequest) -> Result<Box<dyn Prepared>, EngineError> {
         let identity = self.identity().await?;
-        let (route, body) = body::write(request, &identity.info.model, identity.flavor);
+        let (route, body) = body::write(request, &identity.served, identity.flavor);
         let request = self.endpoint.post(route, &body)?;
         let dialect = ChunkDialect::new(identity.flavor == Flavor::Vllm);
         let endpoint = Arc::clone(&self.endpoint);
@@ -100,7 +100,5 @@ impl Engine for OpenAi {
 }
 
 fn cold_reason(kind: EngineKind) -> String {
-    format!(
-        "yardstick has no means to unload the weights of an external {kind} server; start it anew"
-    )
+    format!("yardstick cannot make an external {kind} server cold: start it anew")
 }
