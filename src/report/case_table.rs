@@ -175,7 +175,13 @@ fn notes(cases: &[&CaseSummary], cold: bool) -> Vec<String> {
         if !case.errors.is_empty() {
             let classes: Vec<_> =
                 case.errors.iter().map(|(class, number)| format!("{number} {class}")).collect();
-            notes.push(format!("{}: failed requests: {}", case.engine, classes.join(", ")));
+            notes.push(format!(
+                "{}: {} of {} requests failed ({}); the rest are survivors and not ranked below",
+                case.engine,
+                case.n - case.num_ok,
+                case.n,
+                classes.join(", ")
+            ));
         }
         if let Some(note) = staircase_note(case) {
             notes.push(note);

@@ -52,6 +52,14 @@ fn push(lines: &mut [String], chars: impl IntoIterator<Item = char>) {
     }
 }
 
+/// The text with its first letter in upper case.
+#[must_use]
+pub fn capitalise(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(char::to_uppercase).into_iter().flatten();
+    first.chain(letters).collect()
+}
+
 /// `1`, `1 and 2`, `1, 2 and 3`.
 #[must_use]
 pub fn list(items: &[String]) -> String {

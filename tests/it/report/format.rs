@@ -1,0 +1,66 @@
+//! `docs/FORMAT.md` names every field that the run files have.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use serde_json::Value;
+use yardstick::clock::Timestamp;
+use yardstick::record::{JournalEntry, JournalEvent};
+
+const FORMAT: &str = include_str!("../../../docs/FORMAT.md");
+
+/// Fields whose keys are data, not names of the format.
+const MAPS: [&str; 4] = ["settings", "notes", "server", "errors"];
+
+#[test]
+fn format_page_names_every_field_of_every_file() {
+    let (run, summary) = super::measured();
+    let mut names = BTreeSet::new();
+    collect(&run.manifest, &mut names);
+    collect(&run.requests, &mut names);
+    collect(&run.journal, &mut names);
+    let at_ns = Timestamp::from_nanos(0);
+    for event in
+        [JournalEvent::CaseFailed { case: 0, message: String::new() }, JournalEvent::Interrupted]
+    {
+        collect(&JournalEntry { at_ns, event }, &mut names);
+    }
+    collect(&summary, &mut names);
+    assert!(names.len() > 90, "{}", names.len());
+    let missing: Vec<_> =
+        names.iter().filter(|name| !FORMAT.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "docs/FORMAT.md does not name {missing:?}");
+}
+
+#[test]
+fn format_page_names_every_word_of_the_journal_and_the_warnings() {
+    let (run, summary) = super::measured();
+    let journal = serde_json::to_value(&run.journal).unwrap();
+    for entry in journal.as_array().unwrap() {
+        let word = entry["event"].as_str().unwrap();
+        assert!(FORMAT.contains(&format!("`{word}`")), "{word}");
+    }
+    for warning in &summary.warnings {
+        let word = serde_json::to_value(warning.class).unwrap();
+        assert!(FORMAT.contains(&format!("`{}`", word.as_str().unwrap())), "{word}");
+    }
+}
+
+fn collect<T: Serialize>(value: &T, names: &mut BTreeSet<String>) {
+    walk(&serde_json::to_value(value).unwrap(), names);
+}
+
+fn walk(value: &Value, names: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                names.insert(name.clone());
+                if !MAPS.contains(&name.as_str()) {
+                    walk(value, names);
+                }
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| walk(value, names)),
+        _ => {}
+    }
+}
