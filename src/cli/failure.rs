@@ -8,6 +8,7 @@ use crate::engine::EngineError;
 use crate::engine::spec::SpecError;
 use crate::infer::InferError;
 use crate::record::RunDirError;
+use crate::server::ServerError;
 
 /// Exit code of a failure.
 const FAILURE: u8 = 1;
@@ -80,6 +81,9 @@ fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
         return error.hint.clone();
     }
     if let Some(error) = cause.downcast_ref::<RunDirError>() {
+        return error.hint();
+    }
+    if let Some(error) = cause.downcast_ref::<ServerError>() {
         return error.hint();
     }
     if let Some(error) = cause.downcast_ref::<InferError>() {

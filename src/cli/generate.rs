@@ -51,9 +51,11 @@ pub struct Generate {
 struct SamplingArgs {
     /// Sampling temperature, 0 is greedy
     #[arg(long, value_name = "T", default_value = "0", value_parser = temperature)]
+    #[arg(allow_negative_numbers = true)]
     temperature: f64,
     /// Nucleus mass, 1 keeps everything
     #[arg(long, value_name = "P", default_value = "1", value_parser = top_p)]
+    #[arg(allow_negative_numbers = true)]
     top_p: f64,
     /// Keep the K most likely tokens [default: all]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]

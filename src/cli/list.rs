@@ -1,7 +1,7 @@
 //! `yardstick list`: what can be named on the command line.
 
 use clap::{Args, ValueEnum};
-use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
 use super::{ExitStatus, Global, output};
@@ -142,37 +142,31 @@ impl Listing {
         let mut sections = Vec::new();
         if let Some(rows) = &self.experiments {
             let rows = rows.iter().map(|row| vec![row.name.to_owned(), row.description.to_owned()]);
-            sections.push(table(width, &["experiment", "what"], rows));
+            sections.push(table(width, &["experiment", "what"], &[], rows));
         }
         if let Some(rows) = &self.engines {
-            let headers = ["engine", "default URL", "setting", "what"];
-            sections.push(table(width, &headers, rows.iter().flat_map(EngineRow::cells)));
+            sections.extend(rows.iter().map(EngineRow::text));
         }
         if let Some(rows) = &self.models {
             let headers = ["model", "parameters", "context", "Ollama tag", "vLLM id", "gated"];
-            sections.push(table(width, &headers, rows.iter().map(ModelRow::cells)));
+            sections.push(table(width, &headers, &[1, 2], rows.iter().map(ModelRow::cells)));
         }
         if let Some(cards) = self.gpus {
             let headers = ["GPU", "driver MiB", "GB/s", "bf16 TFLOP/s", "peaks from"];
-            sections.push(table(width, &headers, cards.iter().map(gpu_cells)));
+            sections.push(table(width, &headers, &[1, 2, 3], cards.iter().map(gpu_cells)));
         }
         sections.join("\n")
     }
 }
 
 impl EngineRow {
-    /// One row a setting; the engine is named in the first.
-    fn cells(&self) -> Vec<Vec<String>> {
-        let row = |(index, setting): (usize, &SettingRow)| {
-            let first = |text: &str| if index == 0 { text.to_owned() } else { String::new() };
-            vec![
-                first(self.kind),
-                first(self.default_url.unwrap_or("in process")),
-                setting.name.to_owned(),
-                setting.description.to_owned(),
-            ]
-        };
-        self.settings.iter().enumerate().map(row).collect()
+    /// The kind, where it listens, and a line a setting.
+    fn text(&self) -> String {
+        let mut text = format!(" {}: {}\n", self.kind, self.default_url.unwrap_or("in process"));
+        for SettingRow { name, description } in &self.settings {
+            text.push_str(&format!("   {name:<23} {description}\n"));
+        }
+        text
     }
 }
 
@@ -201,7 +195,13 @@ fn gpu_cells(card: &GpuCard) -> Vec<String> {
     ]
 }
 
-fn table(width: usize, headers: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+/// A table without frames; the columns in `numbers` are aligned to the right.
+fn table(
+    width: usize,
+    headers: &[&str],
+    numbers: &[usize],
+    rows: impl Iterator<Item = Vec<String>>,
+) -> String {
     let mut table = Table::new();
     let rule = LineStyle::none().fill('─').junction('─');
     table.load_style(TableStyle::new().header_separator(rule));
@@ -210,6 +210,11 @@ fn table(width: usize, headers: &[&str], rows: impl Iterator<Item = Vec<String>>
     table.set_header(headers.to_vec());
     for row in rows {
         table.add_row(row);
+    }
+    for column in numbers {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
     format!("{}\n", table.trim_fmt())
 }

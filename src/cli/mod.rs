@@ -57,19 +57,14 @@ struct Cli {
     verb: Verb,
 }
 
+/// Each verb is described where it is defined.
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Measure engines side by side, into a run directory with a report
     Run(Box<run::Run>),
-    /// Render a run directory again, from its raw lines
     Report(report::Report),
-    /// Send one prompt through the embedded engine
     Generate(generate::Generate),
-    /// Serve the embedded engine over OpenAI-compatible HTTP
     Serve(serve::Serve),
-    /// Show what this machine has, and what to do about what it lacks
     Doctor(doctor::Doctor),
-    /// List experiments, engines, models and GPU cards
     List(list::List),
 }
 

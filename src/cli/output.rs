@@ -14,6 +14,8 @@ const RESET: &str = "\u{1b}[0m";
 const RED: &str = "\u{1b}[1;31m";
 const CYAN: &str = "\u{1b}[1;36m";
 
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// Columns where there is no terminal to ask.
 const DEFAULT_WIDTH: usize = 80;
 
@@ -90,10 +92,14 @@ impl Global {
     }
 }
 
+/// A level, or parts of `TARGET=LEVEL`. The filter itself would take any word
+/// for a target, and show nothing for a misspelt level.
 fn parse_filter(text: &str) -> Result<String, String> {
-    // An empty filter parses, and means what nobody meant.
-    if text.is_empty() {
-        return Err("expected a level or a filter".to_owned());
+    for part in text.split(',') {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+        if !LEVELS.contains(&level) {
+            return Err(format!("`{level}` is no level: expected {}", LEVELS.join(", ")));
+        }
     }
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
@@ -166,6 +172,7 @@ mod tests {
         assert!(parse_filter("debug").is_ok());
         assert!(parse_filter("yardstick::infer=trace").is_ok());
         assert!(parse_filter("").is_err());
-        assert!(parse_filter("yardstick=loud").is_err());
+        assert!(parse_filter("loud").is_err());
+        assert!(parse_filter("debug,yardstick=loud").is_err());
     }
 }

@@ -173,7 +173,13 @@ impl Run {
             writeln!(stdout)?;
         } else {
             let mut text = String::new();
-            report::render_terminal(data, summary, global.colour_stdout(), global.width(), &mut text)?;
+            report::render_terminal(
+                data,
+                summary,
+                global.colour_stdout(),
+                global.width(),
+                &mut text,
+            )?;
             write!(stdout, "{text}")?;
         }
         output::note(&format!("report: {}", path.join("report.html").display()));

@@ -35,7 +35,8 @@ pub fn render(view: &View<'_>, out: &mut impl Write) -> fmt::Result {
         }
         for verdict in &experiment.verdicts {
             let value = escape(&verdict.value);
-            writeln!(out, "- {}: **{value}**, {}", verdict.metric, escape(&verdict.sentence))?;
+            // Another bullet than that of the notes above: two lists, not one.
+            writeln!(out, "* {}: **{value}**; {}", verdict.metric, escape(&verdict.sentence))?;
         }
     }
     if !view.http_cost.is_empty() {

@@ -52,7 +52,7 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
             writeln!(out)?;
         }
         for verdict in &experiment.verdicts {
-            let text = format!("{}: {}, {}", verdict.metric, verdict.value, verdict.sentence);
+            let text = format!("{}: {}; {}", verdict.metric, verdict.value, verdict.sentence);
             paragraph(out, "→ ", &text, width)?;
         }
     }

@@ -6,8 +6,9 @@ use crate::stats::summary::{CaseSummary, Interval};
 use crate::units::format_significant;
 
 use super::numbers::write_latency;
+use super::prose::list;
 
-/// Values without intervals that are nearer than this are not ranked.
+/// Values without intervals that are nearer than this are not told apart.
 const NEAR: f64 = 1.05;
 
 /// A value and its interval, where it has one.
@@ -77,28 +78,83 @@ fn judge(
         Better::Lower => a.value.total_cmp(&b.value),
         Better::Higher => b.value.total_cmp(&a.value),
     });
-    let [best, next, ..] = entries.as_slice() else { return None };
-    let (high, low) = (best.value.max(next.value), best.value.min(next.value));
-    if low <= 0.0 {
+    let (best, rest) = entries.split_first()?;
+    if rest.is_empty() || entries.iter().any(|entry| entry.value <= 0.0) {
         return None;
     }
-    let ratio = high / low;
-    let distance = match better {
-        Better::Lower => format!("{} takes {ratio:.2} times as long", next.engine),
-        Better::Higher => format!("{ratio:.2} times {}", next.engine),
+    let ratio = |other: &Entry<'_>| other.value.max(best.value) / other.value.min(best.value);
+    let tied = |other: &&Entry<'_>| match (best.interval, other.interval) {
+        (Some(a), Some(b)) => overlap(a, b),
+        _ => ratio(other) < NEAR,
     };
-    let (named, sentence) = match (best.interval, next.interval) {
-        (Some(a), Some(b)) if overlap(a, b) => {
-            (false, format!("cannot be told from {}: the intervals overlap", next.engine))
-        }
-        (Some(_), Some(_)) => (true, format!("{distance}; the intervals are apart")),
-        _ if ratio < NEAR => (false, format!("close to {}: no intervals to tell by", next.engine)),
-        _ => (true, format!("{distance}; no intervals, so it may be chance")),
-    };
+    let equals: Vec<String> = rest.iter().filter(tied).map(|e| e.engine.to_owned()).collect();
+    let mut parts = Vec::new();
+    if !equals.is_empty() {
+        parts.push(format!("not told apart from {}", list(&equals)));
+    }
+    if let Some(next) = rest.iter().find(|other| !tied(other)) {
+        let distance = match better {
+            Better::Lower => format!("{} takes {:.2} times as long", next.engine, ratio(next)),
+            Better::Higher => format!("{:.2} times {}", ratio(next), next.engine),
+        };
+        let surely = match (best.interval, next.interval) {
+            (Some(_), Some(_)) => "intervals apart",
+            _ => "no intervals, so perhaps by chance",
+        };
+        parts.push(format!("{distance}, {surely}"));
+    }
     Some(Verdict {
         metric: metric.to_owned(),
-        best: named.then(|| best.engine.to_owned()),
+        best: equals.is_empty().then(|| best.engine.to_owned()),
         value: format!("{} {}", best.engine, write(best.value)),
-        sentence,
+        sentence: parts.join("; "),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interval(low: f64, high: f64) -> Interval {
+        Interval { of: "p50".to_owned(), level: 0.95, low, high }
+    }
+
+    fn ttft(entries: Vec<Entry<'_>>) -> Option<Verdict> {
+        judge("TTFT", entries, Better::Lower, write_latency)
+    }
+
+    #[test]
+    fn overlapping_intervals_have_no_best() {
+        let (a, b, c) = (interval(19.0, 22.0), interval(20.0, 23.0), interval(39.0, 41.0));
+        let found = ttft(vec![
+            Entry { engine: "slow", value: 40.0, interval: Some(&c) },
+            Entry { engine: "a", value: 20.0, interval: Some(&a) },
+            Entry { engine: "b", value: 21.0, interval: Some(&b) },
+        ])
+        .unwrap();
+        assert_eq!(found.best, None);
+        assert_eq!(
+            found.sentence,
+            "not told apart from b; slow takes 2.00 times as long, intervals apart"
+        );
+    }
+
+    #[test]
+    fn values_without_intervals_are_ranked_with_a_doubt() {
+        let entry = |engine, value| Entry { engine, value, interval: None };
+        let found =
+            judge("output", vec![entry("a", 100.0), entry("b", 150.0)], Better::Higher, |v| {
+                format!("{v}")
+            })
+            .unwrap();
+        assert_eq!(found.best.as_deref(), Some("b"));
+        assert_eq!(found.sentence, "1.50 times a, no intervals, so perhaps by chance");
+        let near = ttft(vec![entry("a", 100.0), entry("b", 104.0)]).unwrap();
+        assert_eq!((near.best, near.sentence.as_str()), (None, "not told apart from b"));
+    }
+
+    #[test]
+    fn one_engine_alone_is_not_judged() {
+        assert_eq!(ttft(vec![Entry { engine: "a", value: 1.0, interval: None }]), None);
+    }
 }

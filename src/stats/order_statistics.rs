@@ -136,6 +136,7 @@ mod tests {
         assert_eq!(ranks(30, 0.5, LEVEL), Some((10, 21)));
         assert_eq!(ranks(100, 0.5, LEVEL), Some((40, 61)));
         assert_eq!(ranks(30, 0.9, LEVEL), Some((22, 30)));
+        assert_eq!(ranks(100, 0.9, LEVEL), Some((85, 97)));
         assert_eq!(ranks(100, 0.95, LEVEL), Some((90, 99)));
     }
 
