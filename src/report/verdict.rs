@@ -2,7 +2,7 @@
 //! intervals allow. Knows medians and intervals, no format.
 
 use crate::stats::http_cost::overlap;
-use crate::stats::summary::{CaseSummary, Interval};
+use crate::stats::summary::{CaseSummary, Distribution, Interval};
 use crate::units::format_significant;
 
 use super::numbers::write_latency;
@@ -40,9 +40,10 @@ pub fn verdicts(cases: &[&CaseSummary]) -> Vec<Verdict> {
             })
             .collect::<Vec<_>>()
     };
-    let ttft = entries(|case| Some((case.ttft_ms.p50?, case.ttft_ms.interval.as_ref())));
+    let ttft = entries(|case| Some((case.ttft_ms.p50?, across_runs(case, &case.ttft_ms))));
     let decode = entries(|case| {
-        Some((case.decode_tokens_per_s.p50?, case.decode_tokens_per_s.interval.as_ref()))
+        let rate = &case.decode_tokens_per_s;
+        Some((rate.p50?, across_runs(case, rate)))
     });
     let output = entries(|case| Some((case.output_tokens_per_s?, None)));
     let rate = |value: f64| format!("{} tok/s", format_significant(value));
@@ -54,6 +55,13 @@ pub fn verdicts(cases: &[&CaseSummary]) -> Vec<Verdict> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// The interval that another measurement of the same case could be held to.
+/// Requests that ran together shared their steps: how they differed from each
+/// other says nothing of how the next burst would differ from this one.
+fn across_runs<'a>(case: &CaseSummary, metric: &'a Distribution) -> Option<&'a Interval> {
+    metric.interval.as_ref().filter(|_| case.concurrency == 1)
 }
 
 struct Entry<'a> {
@@ -99,7 +107,7 @@ fn judge(
         };
         let surely = match (best.interval, next.interval) {
             (Some(_), Some(_)) => "intervals apart",
-            _ => "no intervals, so perhaps by chance",
+            _ => "one measurement each, so perhaps by chance",
         };
         parts.push(format!("{distance}, {surely}"));
     }
@@ -148,7 +156,7 @@ mod tests {
             })
             .unwrap();
         assert_eq!(found.best.as_deref(), Some("b"));
-        assert_eq!(found.sentence, "1.50 times a, no intervals, so perhaps by chance");
+        assert_eq!(found.sentence, "1.50 times a, one measurement each, so perhaps by chance");
         let near = ttft(vec![entry("a", 100.0), entry("b", 104.0)]).unwrap();
         assert_eq!((near.best, near.sentence.as_str()), (None, "not told apart from b"));
     }

@@ -278,6 +278,7 @@ fn http_cost(costs: &[HttpCost]) -> Vec<Table> {
             Cell::new(match cost.ttft_intervals_overlap {
                 Some(true) => "no, may be noise",
                 Some(false) => "yes",
+                None if cost.concurrency > 1 => "one burst each",
                 None => "n too small",
             }),
         ]);

@@ -157,7 +157,8 @@ pub struct HttpCost {
     pub tpot_ms: Option<f64>,
     /// Difference of the E2EL medians.
     pub e2el_ms: Option<f64>,
-    /// Whether the TTFT intervals of the two overlap, so that the difference may be noise.
+    /// Whether the TTFT intervals of the two overlap, so that the difference may be noise; null
+    /// for bursts, whose requests are no independent sample.
     pub ttft_intervals_overlap: Option<bool>,
 }
 

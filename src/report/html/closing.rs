@@ -19,8 +19,8 @@ pub(super) fn http_cost(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     open(out, "http-cost", "The cost of HTTP")?;
     out.write_str(
         "<p class=\"lead\">The embedded engine behind HTTP on loopback against itself in process: \
-         same weights, same scheduler. Where the intervals overlap, the difference may be \
-         noise.</p>\n",
+         same weights, same scheduler. Where the intervals overlap, or one burst stands \
+         against one, the difference may be noise.</p>\n",
     )?;
     for table in &page.view.http_cost {
         tables::table(page, table, out)?;
