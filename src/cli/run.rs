@@ -74,7 +74,7 @@ pub struct Run {
     /// Name of the run [default: comparison]
     #[arg(long)]
     name: Option<String>,
-    /// Run directory, which must not exist [default: runs/<time>-<name>]
+    /// Run directory, which must not exist [default: runs/TIME-NAME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Print summary.json on stdout and nothing else there
