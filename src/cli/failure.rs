@@ -106,8 +106,20 @@ fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
     }
 }
 
+/// Lines of a list become clauses; other white space, one space.
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let mut line = String::new();
+    for part in text.lines() {
+        let part = part.split_whitespace().collect::<Vec<_>>().join(" ");
+        if part.is_empty() {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(if line.ends_with([':', ';', ',']) { " " } else { "; " });
+        }
+        line.push_str(&part);
+    }
+    line
 }
 
 #[cfg(test)]
@@ -121,11 +133,19 @@ mod tests {
 
     #[test]
     fn chain_is_one_line_without_repetition() {
-        let source = io::Error::other("disk\nis full");
+        let source = io::Error::other("disk  is full");
         let error = RunDirError::Io { action: "write", path: PathBuf::from("a"), source };
         let error = Err::<(), _>(error).context("cannot keep the run").unwrap_err();
         let failure = Failure::from_error(&error);
         assert_eq!(failure.message, "cannot keep the run: cannot write a: disk is full");
+    }
+
+    #[test]
+    fn lists_become_clauses() {
+        assert_eq!(
+            one_line("no source:\n  hub: off\n  cache: empty\n"),
+            "no source: hub: off; cache: empty"
+        );
     }
 
     #[test]

@@ -148,8 +148,7 @@ impl Listing {
             sections.extend(rows.iter().map(EngineRow::text));
         }
         if let Some(rows) = &self.models {
-            let headers = ["model", "parameters", "context", "Ollama tag", "vLLM id", "gated"];
-            sections.push(table(width, &headers, &[1, 2], rows.iter().map(ModelRow::cells)));
+            sections.extend(rows.iter().map(ModelRow::text));
         }
         if let Some(cards) = self.gpus {
             let headers = ["GPU", "driver MiB", "GB/s", "bf16 TFLOP/s", "peaks from"];
@@ -171,17 +170,21 @@ impl EngineRow {
 }
 
 impl ModelRow {
-    fn cells(&self) -> Vec<String> {
+    /// The name, and a line for each of the things one looks for.
+    fn text(&self) -> String {
         #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
         let millions = self.num_parameters as f64 / 1e6;
-        vec![
-            self.name.to_owned(),
-            format!("{} M", units::format_significant(millions)),
-            self.max_position_embeddings.to_string(),
-            self.ollama_tag.unwrap_or("-").to_owned(),
-            self.vllm_id.unwrap_or("-").to_owned(),
-            if self.gated { "yes" } else { "no" }.to_owned(),
-        ]
+        let gated = if self.gated { ", gated" } else { "" };
+        let mut text = format!(" {}: {}\n", self.name, self.description);
+        let mut line = |name: &str, value: &str| {
+            text.push_str(&format!("   {name:<11} {value}\n"));
+        };
+        line("parameters", &format!("{} million", units::format_significant(millions)));
+        line("context", &format!("{} tokens", self.max_position_embeddings));
+        line("licence", &format!("{}{gated}", self.license));
+        line("Ollama", self.ollama_tag.unwrap_or("not in its library"));
+        line("vLLM", self.vllm_id.unwrap_or("not on the hub"));
+        text
     }
 }
 

@@ -73,7 +73,6 @@ impl Global {
         tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::new(filter))
             .with_writer(io::stderr)
-            .with_ansi(self.colour_stderr())
             .without_time()
             .init();
     }

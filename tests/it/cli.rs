@@ -1,7 +1,8 @@
 //! Help pages, errors and exit codes of the binary.
 
-use std::io::Read;
-use std::process::{Output, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -90,4 +91,110 @@ fn colours_come_only_when_asked_for_away_from_a_terminal() {
     assert!(stderr("auto").starts_with("error: "));
     assert!(stderr("never").starts_with("error: "));
     assert!(stderr("always").starts_with("\u{1b}["));
+}
+
+/// A prompt of five tokens whose continuation other engines agree on (transformers and
+/// llama.cpp in f32).
+const RAW: [&str; 6] =
+    ["generate", "--raw", "--prompt", "The capital of France is", "--json", "--max-tokens"];
+
+#[test]
+fn generate_tells_everything_in_one_object() {
+    let output = run(&[&RAW[..], &["8", "--logprobs", "2"]].concat());
+    let answer = stdout_json(&output);
+    assert_eq!(answer["prompt_ids"], serde_json::json!([504, 3575, 282, 4649, 314]));
+    assert_eq!(answer["text"], " Paris.\n\nThe answer is:");
+    assert_eq!(answer["finish_reason"], "length");
+    let tokens = answer["tokens"].as_array().unwrap();
+    let logprobs = answer["logprobs"].as_array().unwrap();
+    assert_eq!((tokens.len(), logprobs.len()), (8, 8));
+    for (token, row) in tokens.iter().zip(logprobs) {
+        // Greedy: the token drawn is the most likely one.
+        assert_eq!((&row["id"], &row["top"][0]["id"]), (token, token));
+        assert_eq!(row["logprob"], row["top"][0]["logprob"]);
+        assert_eq!(row["top"].as_array().unwrap().len(), 2);
+    }
+    for name in ["load_ms", "queue_ms", "ttft_ms", "prefill_ms", "decode_ms", "decode_tokens_per_s"]
+    {
+        assert!(answer["timings"][name].as_f64().unwrap() >= 0.0, "{name}");
+    }
+    // The same prompt as ids, on blocks of KV that the prompt does not fill.
+    let ids = ["generate", "--prompt-ids", "504,3575,282,4649,314", "--json", "--max-tokens", "8"];
+    let again =
+        stdout_json(&run(&[&ids[..], &["--block-size", "4", "--kv-blocks", "16"]].concat()));
+    assert_eq!(again["tokens"], answer["tokens"]);
+    assert_eq!(again["max_model_len"], 64);
+    assert!(again["logprobs"].is_null());
+}
+
+#[test]
+fn generate_streams_text_on_stdout_and_timings_on_stderr() {
+    let output =
+        run(&["generate", "--prompt", "What is the capital of France?", "--max-tokens", "20"]);
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "The capital of France is Paris.\n");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("37 prompt tokens, 8 tokens (stop)"), "{stderr}");
+    assert!(stderr.contains("TTFT") && stderr.contains("tokens/s"), "{stderr}");
+}
+
+#[test]
+fn prompt_that_does_not_fit_is_refused_with_numbers() {
+    let output = run(&[&RAW[..], &["8", "--max-model-len", "5"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("error: ") && stderr.contains('5'), "{stderr}");
+}
+
+#[cfg(unix)]
+#[test]
+fn interrupted_generation_keeps_what_came() {
+    let mut child = yardstick()
+        .args(["generate", "--prompt", "Count.", "--ignore-eos", "--max-tokens", "7000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 1];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("tokens (cancelled)"), "{stderr}");
+    assert!(output.stdout.ends_with(b"\n"));
+}
+
+#[cfg(unix)]
+#[test]
+fn server_serves_its_model_and_ends_when_it_is_told_to() {
+    let mut child = yardstick()
+        .args(["serve", "--port", "0", "--max-model-len", "256", "--kv-memory", "64MiB"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    let url = loop {
+        assert!(stderr.read_line(&mut said).unwrap() > 0, "the server ended: {said}");
+        if let Some((_, url)) = said.split_once("listening on http://") {
+            break url.trim().to_owned();
+        }
+    };
+    let mut stream = TcpStream::connect(&url).unwrap();
+    stream.write_all(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\"id\":\"smollm2-135m-instruct\""), "{answer}");
+    assert!(answer.contains("\"max_model_len\":256"), "{answer}");
+    interrupt(&child);
+    assert!(child.wait().unwrap().success());
+}
+
+/// Sends SIGINT, as Ctrl-C does.
+#[cfg(unix)]
+fn interrupt(child: &Child) {
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
 }
