@@ -215,39 +215,15 @@ fn stock_llama(model: &OpenModel) -> (stock::Llama, stock::Config) {
 }
 
 fn dense_weights(model: &OpenModel) -> HashMap<String, Tensor> {
-    let config = &model.config;
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let q = config.num_attention_heads * config.head_dim;
-    let kv = config.num_key_value_heads * config.head_dim;
-    let mut shapes = vec![
-        ("model.embed_tokens".to_owned(), vec![config.vocab_size, hidden]),
-        ("model.norm".to_owned(), vec![hidden]),
-    ];
-    if !config.tie_word_embeddings {
-        shapes.push(("lm_head".to_owned(), vec![config.vocab_size, hidden]));
-    }
-    for layer in 0..config.num_hidden_layers {
-        let parts = [
-            ("input_layernorm", vec![hidden]),
-            ("post_attention_layernorm", vec![hidden]),
-            ("self_attn.q_proj", vec![q, hidden]),
-            ("self_attn.k_proj", vec![kv, hidden]),
-            ("self_attn.v_proj", vec![kv, hidden]),
-            ("self_attn.o_proj", vec![hidden, q]),
-            ("mlp.gate_proj", vec![inner, hidden]),
-            ("mlp.up_proj", vec![inner, hidden]),
-            ("mlp.down_proj", vec![hidden, inner]),
-        ];
-        shapes.extend(parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}"), shape)));
-    }
-    let load = |(name, shape): (String, Vec<usize>)| {
-        let name = format!("{name}.weight");
-        match model.weights.load(&name, &shape, false).unwrap() {
-            Weight::Dense(tensor) => (name, tensor),
-            Weight::Quantized(_) => panic!("{name} is quantized"),
-        }
+    let load = |(name, shape): (String, Vec<usize>)| match model
+        .weights
+        .load(&name, &shape, false)
+        .unwrap()
+    {
+        Weight::Dense(tensor) => (name, tensor),
+        Weight::Quantized(_) => panic!("{name} is quantized"),
     };
-    shapes.into_iter().map(load).collect()
+    model.config.tensors().into_iter().map(load).collect()
 }
 
 /// One pass over 30 matrices of the MLP's shape, too many for any cache.
