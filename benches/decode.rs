@@ -6,7 +6,7 @@
 //! The bandwidth is measured first, here, with all threads.
 #![expect(clippy::unwrap_used, reason = "a bench that cannot run must say so and stop")]
 
-use std::cell::RefCell;
+use std::cell::{LazyCell, RefCell};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -172,9 +172,18 @@ fn read_bandwidth(bytes: usize) -> f64 {
     bytes as f64 / best
 }
 
+/// Sums with the next 16 KiB on their way: without, the processor waits at
+/// every page, and the bound would be no bound.
 fn sum_of(values: &[f32]) -> f32 {
     let mut lanes = [0_f32; 64];
     for chunk in values.as_chunks::<64>().0 {
+        #[cfg(target_arch = "x86_64")]
+        for line in 0..4 {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let ahead = chunk.as_ptr().wrapping_add(4096 + 16 * line);
+            // SAFETY: a prefetch never faults, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
+        }
         for (lane, value) in lanes.iter_mut().zip(chunk) {
             *lane += value;
         }
@@ -206,50 +215,28 @@ fn stock_llama(model: &OpenModel) -> (stock::Llama, stock::Config) {
 }
 
 fn dense_weights(model: &OpenModel) -> HashMap<String, Tensor> {
-    let config = &model.config;
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let q = config.num_attention_heads * config.head_dim;
-    let kv = config.num_key_value_heads * config.head_dim;
-    let mut shapes = vec![
-        ("model.embed_tokens".to_owned(), vec![config.vocab_size, hidden]),
-        ("model.norm".to_owned(), vec![hidden]),
-    ];
-    if !config.tie_word_embeddings {
-        shapes.push(("lm_head".to_owned(), vec![config.vocab_size, hidden]));
-    }
-    for layer in 0..config.num_hidden_layers {
-        let parts = [
-            ("input_layernorm", vec![hidden]),
-            ("post_attention_layernorm", vec![hidden]),
-            ("self_attn.q_proj", vec![q, hidden]),
-            ("self_attn.k_proj", vec![kv, hidden]),
-            ("self_attn.v_proj", vec![kv, hidden]),
-            ("self_attn.o_proj", vec![hidden, q]),
-            ("mlp.gate_proj", vec![inner, hidden]),
-            ("mlp.up_proj", vec![inner, hidden]),
-            ("mlp.down_proj", vec![hidden, inner]),
-        ];
-        shapes.extend(parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}"), shape)));
-    }
-    let load = |(name, shape): (String, Vec<usize>)| {
-        let name = format!("{name}.weight");
-        match model.weights.load(&name, &shape, false).unwrap() {
-            Weight::Dense(tensor) => (name, tensor),
-            Weight::Quantized(_) => panic!("{name} is quantized"),
-        }
+    let load = |(name, shape): (String, Vec<usize>)| match model
+        .weights
+        .load(&name, &shape, false)
+        .unwrap()
+    {
+        Weight::Dense(tensor) => (name, tensor),
+        Weight::Quantized(_) => panic!("{name} is quantized"),
     };
-    shapes.into_iter().map(load).collect()
+    model.config.tensors().into_iter().map(load).collect()
 }
 
 /// One pass over 30 matrices of the MLP's shape, too many for any cache.
 fn linear(c: &mut Criterion) {
     const SHAPE: (usize, usize) = (3072, 576);
-    let matrices: Vec<_> =
-        (0..30).map(|_| Tensor::randn(0_f32, 1.0, SHAPE, &Device::Cpu).unwrap()).collect();
-    let packed: Vec<_> = matrices
-        .iter()
-        .map(|matrix| PackedMatrix::pack(std::slice::from_ref(matrix)).unwrap())
-        .collect();
+    let matrices = LazyCell::new(|| {
+        let random = |_| Tensor::randn(0_f32, 1.0, SHAPE, &Device::Cpu).unwrap();
+        (0..30).map(random).collect::<Vec<_>>()
+    });
+    let packed = LazyCell::new(|| {
+        let pack = |matrix| PackedMatrix::pack(std::slice::from_ref(matrix)).unwrap();
+        matrices.iter().map(pack).collect::<Vec<_>>()
+    });
     let mut group = c.benchmark_group("linear");
     group.sample_size(20).measurement_time(Duration::from_secs(3));
     for rows in [1, 2, 4, 8, 10, 64, 512] {
@@ -257,6 +244,7 @@ fn linear(c: &mut Criterion) {
         group.throughput(Throughput::Bytes((30 * 4 * SHAPE.0 * SHAPE.1) as u64));
         group.bench_function(format!("yardstick/{rows}"), |b| {
             // In the pool, as in a step.
+            let packed: &[PackedMatrix] = &packed;
             b.iter(|| rayon::scope(|_| packed.iter().for_each(|w| drop(w.matmul(&x).unwrap()))));
         });
         group.bench_function(format!("candle-matmul/{rows}"), |b| {

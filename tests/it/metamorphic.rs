@@ -12,11 +12,15 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::llama as stock;
 use yardstick::clock::Clock;
 use yardstick::infer::batch::BatchLayout;
+use yardstick::infer::model::config::RopeScaling;
 use yardstick::infer::ops::paged_attention;
 use yardstick::infer::weights::{self, OpenModel, Weight};
 use yardstick::infer::{
-    EngineConfig, EngineCore, InferRequest, KvBudget, ModelConfig, ModelSource, SamplingParams,
+    ComputeDtype, EngineConfig, EngineCore, InferRequest, KvBudget, ModelConfig, ModelSource,
+    SamplingParams,
 };
+
+use crate::models::default_gguf;
 
 const VOCAB: usize = 96;
 
@@ -274,39 +278,55 @@ fn attention_refuses_a_layout_that_does_not_fit() {
     assert!(attend(&[0, 2], 8, &[0, 3]).is_err(), "a block that does not exist");
 }
 
+/// Three prompts through the real model, together, in chunks of 10 tokens and
+/// odd blocks; then each alone and whole.
+fn real_model_agrees_with_itself(dtype: ComputeDtype) {
+    let model = weights::open(&default_gguf()).unwrap();
+    let base = EngineConfig { max_model_len: Some(64), dtype, ..EngineConfig::default() };
+    let cut = EngineConfig { block_size: 7, max_num_batched_tokens: 10, ..base.clone() };
+    let core =
+        |config| EngineCore::new(&model.config, &*model.weights, config, Clock::manual()).unwrap();
+    let requests: Vec<_> = [5, 23, 14]
+        .map(|len| InferRequest {
+            prompt_ids: (0..len).map(|i| 500 + 37 * i).collect(),
+            max_tokens: 4,
+            sampling: SamplingParams::default(),
+            ignore_eos: true,
+            logprobs: Some(20),
+        })
+        .into();
+    let together = run(&mut core(&cut), &requests);
+    let mut whole = core(&base);
+    for (request, expected) in requests.iter().zip(together) {
+        assert_eq!(run(&mut whole, std::slice::from_ref(request)), [expected]);
+    }
+}
+
+#[test]
+fn the_real_model_computes_the_same_bits_batched_and_alone() {
+    real_model_agrees_with_itself(ComputeDtype::F32);
+}
+
+#[test]
+fn the_real_model_in_its_own_blocks_computes_the_same_bits_batched_and_alone() {
+    real_model_agrees_with_itself(ComputeDtype::Quantized);
+}
+
 /// Log-probabilities of candle's own Llama over `ids`, from position `from` on.
 fn stock_logprobs(model: &OpenModel, ids: &[u32], from: usize) -> Vec<Vec<f32>> {
     let config = &model.config;
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let (q, kv) = (hidden, config.num_key_value_heads * config.head_dim);
-    let mut tensors = HashMap::new();
-    let mut load = |name: String, shape: &[usize]| {
-        let name = format!("{name}.weight");
-        match model.weights.load(&name, shape, false).unwrap() {
-            Weight::Dense(tensor) => tensors.insert(name, tensor),
-            Weight::Quantized(_) => panic!("{name} is quantized"),
-        };
+    let load = |(name, shape): (String, Vec<usize>)| match model
+        .weights
+        .load(&name, &shape, false)
+        .unwrap()
+    {
+        Weight::Dense(tensor) => (name, tensor),
+        Weight::Quantized(_) => panic!("{name} is quantized"),
     };
-    load("model.embed_tokens".to_owned(), &[config.vocab_size, hidden]);
-    load("model.norm".to_owned(), &[hidden]);
-    for layer in 0..config.num_hidden_layers {
-        for (part, shape) in [
-            ("input_layernorm", vec![hidden]),
-            ("post_attention_layernorm", vec![hidden]),
-            ("self_attn.q_proj", vec![q, hidden]),
-            ("self_attn.k_proj", vec![kv, hidden]),
-            ("self_attn.v_proj", vec![kv, hidden]),
-            ("self_attn.o_proj", vec![hidden, q]),
-            ("mlp.gate_proj", vec![inner, hidden]),
-            ("mlp.up_proj", vec![inner, hidden]),
-            ("mlp.down_proj", vec![hidden, inner]),
-        ] {
-            load(format!("model.layers.{layer}.{part}"), &shape);
-        }
-    }
+    let tensors: HashMap<_, _> = config.tensors().into_iter().map(load).collect();
     let stock_config = stock::Config {
-        hidden_size: hidden,
-        intermediate_size: inner,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
         vocab_size: config.vocab_size,
         num_hidden_layers: config.num_hidden_layers,
         num_attention_heads: config.num_attention_heads,
@@ -316,7 +336,13 @@ fn stock_logprobs(model: &OpenModel, ids: &[u32], from: usize) -> Vec<Vec<f32>> 
         rope_theta: config.rope_theta as f32,
         bos_token_id: None,
         eos_token_id: None,
-        rope_scaling: None,
+        rope_scaling: config.rope_scaling.as_ref().map(|scaling| stock::Llama3RopeConfig {
+            factor: scaling.factor as f32,
+            low_freq_factor: scaling.low_freq_factor as f32,
+            high_freq_factor: scaling.high_freq_factor as f32,
+            original_max_position_embeddings: scaling.original_max_position_embeddings,
+            rope_type: stock::Llama3RopeType::Llama3,
+        }),
         max_position_embeddings: config.max_position_embeddings,
         tie_word_embeddings: config.tie_word_embeddings,
     };
@@ -335,7 +361,22 @@ fn stock_logprobs(model: &OpenModel, ids: &[u32], from: usize) -> Vec<Vec<f32>> 
 
 #[test]
 fn logits_agree_with_candles_own_llama() {
-    let model = open(tiny());
+    agrees_with_stock(tiny());
+}
+
+#[test]
+fn logits_agree_with_candles_own_llama_untied_and_with_scaled_frequencies() {
+    let rope_scaling = Some(RopeScaling {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 64,
+    });
+    agrees_with_stock(ModelConfig { tie_word_embeddings: false, rope_scaling, ..tiny() });
+}
+
+fn agrees_with_stock(config: ModelConfig) {
+    let model = open(config);
     let config = EngineConfig::default();
     let mut core =
         EngineCore::new(&model.config, &*model.weights, &config, Clock::manual()).unwrap();

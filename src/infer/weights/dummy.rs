@@ -82,12 +82,19 @@ fn noise(key: [u8; 32], elements: usize) -> Vec<f32> {
             let bytes = &mut bytes[..values.len() * 4];
             generator.fill_bytes(bytes);
             for (value, four) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                let sum: i32 = four.iter().map(|byte| i32::from(*byte)).sum();
+                let sum = byte_sum(u32::from_le_bytes(*four)).cast_signed();
                 *value = small_int(sum - BYTE_SUM_MEAN) * (STD / BYTE_SUM_STD);
             }
         }
     });
     values
+}
+
+/// The four bytes added, two at a time.
+const fn byte_sum(bytes: u32) -> u32 {
+    const ALTERNATE: u32 = 0x00ff_00ff;
+    let pairs = (bytes & ALTERNATE) + ((bytes >> 8) & ALTERNATE);
+    (pairs & 0xffff) + (pairs >> 16)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "between -510 and 510")]

@@ -114,9 +114,8 @@ fn gguf_metadata_that_cannot_be_honoured_is_refused_by_name() {
     assert!(refused("llama.block_count", Value::U32(u32::MAX)).contains("num_hidden_layers"));
     assert!(refused("llama.block_count", text("many")).contains("should be a whole number"));
     assert!(refused("tokenizer.ggml.eos_token_id", Value::U32(999)).contains("eos_token_id 999"));
-    let add = |key: &str, value: Value| {
-        gguf_with(|metadata| metadata.push((key.to_owned(), value)))
-    };
+    let add =
+        |key: &str, value: Value| gguf_with(|metadata| metadata.push((key.to_owned(), value)));
     assert!(add("llama.rope.scaling.type", text("yarn")).contains("rope scaling `yarn`"));
     assert!(add("llama.expert_count", Value::U32(8)).contains("8 experts"));
     assert!(add("split.count", Value::U16(2)).contains("split GGUF"));

@@ -84,7 +84,8 @@ pub(crate) fn write_hf_form(source: &ModelSource, folder: &Path) {
     tokenizer.add_special_tokens(control).unwrap();
     tokenizer.save(folder.join("tokenizer.json"), false).unwrap();
     let template = metadata["tokenizer.chat_template"].to_string().unwrap();
-    let config = json!({"chat_template": template, "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"});
+    let config =
+        json!({"chat_template": template, "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"});
     fs::write(folder.join("tokenizer_config.json"), config.to_string()).unwrap();
 }
 
@@ -111,7 +112,11 @@ pub(crate) fn write_config(folder: &Path, config: &ModelConfig) {
 }
 
 /// One safetensors file of the given type.
-pub(crate) fn write_safetensors(path: &Path, weights: &[(String, Vec<usize>, Vec<f32>)], dtype: Dtype) {
+pub(crate) fn write_safetensors(
+    path: &Path,
+    weights: &[(String, Vec<usize>, Vec<f32>)],
+    dtype: Dtype,
+) {
     let bytes: Vec<Vec<u8>> = weights
         .iter()
         .map(|(_, _, values)| match dtype {
@@ -158,8 +163,7 @@ pub(crate) fn tiny_config() -> ModelConfig {
 
 /// Noise that every form of the tiny model holds.
 pub(crate) fn tiny_weights() -> Vec<(String, Vec<usize>, Vec<f32>)> {
-    let source =
-        ModelSource::Dummy { config: Box::new(tiny_config()), seed: 5, tokenizer: None };
+    let source = ModelSource::Dummy { config: Box::new(tiny_config()), seed: 5, tokenizer: None };
     dense_weights(&weights::open(&source).unwrap())
 }
 

