@@ -209,7 +209,8 @@ fn report(
 ) {
     let mut rows: Vec<(&str, Vec<f64>)> = Vec::new();
     let (mut server_ttft, mut client_ttft, mut ttft_error) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut delay, mut itl_error) = (Vec::new(), Vec::new());
+    let (mut outward, mut first, mut delay) = (Vec::new(), Vec::new(), Vec::new());
+    let mut itl_error = Vec::new();
     let mut num_events = 0;
     for (name, exchange) in exchanges {
         let truth = &log[name];
@@ -222,6 +223,8 @@ fn report(
         server_ttft.push(server);
         client_ttft.push(client);
         ttft_error.push(client - server);
+        outward.push(micros(truth.received.since(exchange.sent_at.unwrap())));
+        first.push(micros(tokens[0].since(truth.written[0])));
         delay.extend(tokens.iter().zip(&truth.written).map(|(at, wrote)| micros(at.since(*wrote))));
         let gaps = |at: &[Timestamp]| -> Vec<f64> {
             at.windows(2).map(|pair| micros(pair[1].since(pair[0]))).collect()
@@ -232,7 +235,9 @@ fn report(
     rows.push(("TTFT, server's truth", server_ttft));
     rows.push(("TTFT, as the client reports it", client_ttft));
     rows.push(("TTFT error (client - truth)", ttft_error));
-    rows.push(("arrival after the write, every token", delay));
+    rows.push(("  of it: request sent to received", outward));
+    rows.push(("  of it: first token written to stamped", first));
+    rows.push(("every token written to stamped", delay));
     rows.push(("ITL error (|client - truth|)", itl_error));
     rows.push(("send spread of a burst of 10", spreads));
 

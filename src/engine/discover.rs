@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::http::Endpoint;
+use super::openai::{Flavor, flavor_of};
 use super::{EngineKind, EngineSpec};
 use crate::clock::Clock;
 
@@ -24,8 +25,12 @@ struct Version {
 
 #[derive(Deserialize)]
 struct Models {
-    #[expect(dead_code, reason = "that it is there identifies the server")]
-    data: Vec<Value>,
+    data: Vec<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    owned_by: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -77,11 +82,17 @@ async fn find_openai(clock: &Clock, url: &str) -> Option<EngineSpec> {
         endpoint.probe_json::<Version>("/version"),
         endpoint.probe_json::<Props>("/props"),
     );
-    models.ok()??;
-    match (version, props) {
-        (Ok(Some(_)), _) => spec("vllm", EngineKind::Vllm, url),
-        (_, Ok(Some(_))) => spec("llama-server", EngineKind::Openai, url),
-        _ => Some(generic),
+    let models = models.ok()??.data;
+    let owner = models.first().and_then(|model| model.owned_by.as_deref());
+    let has_version = matches!(version, Ok(Some(_)));
+    match flavor_of(EngineKind::Openai, owner, has_version) {
+        Flavor::Vllm => spec("vllm", EngineKind::Vllm, url),
+        Flavor::LlamaCpp => spec("llama-server", EngineKind::Openai, url),
+        Flavor::Yardstick => spec("yardstick-serve", EngineKind::Openai, url),
+        Flavor::Other if matches!(props, Ok(Some(_))) => {
+            spec("llama-server", EngineKind::Openai, url)
+        }
+        Flavor::Other => Some(generic),
     }
 }
 

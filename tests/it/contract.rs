@@ -146,6 +146,12 @@ impl Adapter {
     }
 }
 
+/// A port that nobody listens on: it was free a moment ago.
+async fn closed_url() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
 fn chat() -> GenerateRequest {
     request(Prompt::Chat("What is the capital of France?".to_owned()))
 }
@@ -492,9 +498,7 @@ async fn slow_first_token_keeps_all_instants_apart() {
 #[tokio::test]
 async fn nobody_at_the_port_reads_in_one_line_with_its_remedy() {
     for adapter in ADAPTERS {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        drop(listener);
+        let url = closed_url().await;
         let engine = adapter.engine(&url, "").unwrap();
         for error in
             [engine.describe().await.unwrap_err(), engine.prepare(&chat()).await.err().unwrap()]
@@ -759,6 +763,21 @@ async fn ollama_is_cold_once_the_model_has_left_memory() {
 }
 
 #[tokio::test]
+async fn server_that_names_itself_is_not_taken_for_vllm_by_its_version() {
+    let server = Scripted::start(|request| match request.path.as_str() {
+        "/v1/models" => json("{\"data\":[{\"id\":\"m\",\"owned_by\":\"yardstick\"}]}"),
+        "/version" => json("{\"version\":\"0.1.0\"}"),
+        _ => answer("404 Not Found", "text/plain", ""),
+    })
+    .await;
+    let closed = closed_url().await;
+    let limit = Duration::from_secs(20);
+    let found = discover::running_at(&Clock::real(), [&closed, &server.url, &closed], limit).await;
+    let found: Vec<_> = found.iter().map(|spec| (spec.name.as_str(), spec.kind.as_str())).collect();
+    assert_eq!(found, [("yardstick-serve", "openai")]);
+}
+
+#[tokio::test]
 async fn running_engines_are_found_and_named_for_what_they_are() {
     let ollama = OLLAMA.serve(Vec::new()).await;
     let vllm = VLLM.serve(Vec::new()).await;
@@ -773,7 +792,7 @@ async fn running_engines_are_found_and_named_for_what_they_are() {
     let page = Scripted::start(|_| answer("200 OK", "text/html", "<html>")).await;
     let found = discover::running_at(
         &clock,
-        [&page.url, &silent.url, "http://127.0.0.1:1"],
+        [&page.url, &silent.url, &closed_url().await],
         Duration::from_millis(200),
     )
     .await;

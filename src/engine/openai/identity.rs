@@ -170,7 +170,11 @@ fn same_model(served: &str, wanted: &str) -> bool {
 }
 
 /// What the server calls itself counts before what its routes look like.
-fn flavor_of(kind: EngineKind, owner: Option<&str>, has_version: bool) -> Flavor {
+pub(in crate::engine) fn flavor_of(
+    kind: EngineKind,
+    owner: Option<&str>,
+    has_version: bool,
+) -> Flavor {
     match owner {
         _ if kind == EngineKind::Vllm => Flavor::Vllm,
         Some("vllm") => Flavor::Vllm,

@@ -20,9 +20,11 @@ use crate::clock::Clock;
 use chunk::ChunkDialect;
 use identity::{Identity, identify};
 
+pub(super) use identity::flavor_of;
+
 /// What a server takes beyond the protocol that all of them share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flavor {
+pub(super) enum Flavor {
     /// vLLM.
     Vllm,
     /// llama.cpp's `llama-server`.
