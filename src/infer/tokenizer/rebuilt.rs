@@ -195,3 +195,88 @@ fn begin_with(token: String, id: u32) -> Result<TemplateProcessing, String> {
         .build()
         .map_err(|e| e.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
+
+    use super::*;
+
+    fn splits(name: &str, text: &str) -> Vec<String> {
+        let mut cut = PreTokenizedString::from(text);
+        PreTokenizer::named(name).unwrap().splits.pre_tokenize(&mut cut).unwrap();
+        let pieces = cut.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        pieces.into_iter().map(|(piece, _, _)| piece.to_owned()).collect()
+    }
+
+    #[test]
+    fn every_pre_tokenizer_cuts_as_its_patterns_do_elsewhere() {
+        // Cut by the Python tokenizers 0.23.3 (another regex engine) with the same patterns.
+        let text = "It's 12345 o'CLOCK'LL (x+y)\n\n  été";
+        let cut = |pieces: &str| pieces.split('|').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(
+            splits("llama-bpe", text),
+            cut("It|'s|Ġ|123|45|Ġo|'CLOCK|'LL|Ġ(|x|+y|)ĊĊ|Ġ|ĠÃ©tÃ©")
+        );
+        assert_eq!(
+            splits("qwen2", text),
+            cut("It|'s|Ġ|1|2|3|4|5|Ġo|'CLOCK|'LL|Ġ(|x|+y|)ĊĊ|Ġ|ĠÃ©tÃ©")
+        );
+        assert_eq!(
+            splits("default", text),
+            cut("It|'|s|Ġ|123|45|Ġo|'|CLOCK|'|LL|Ġ|(|x|+|y|)|ĊĊĠ|ĠÃ©tÃ©")
+        );
+        assert_eq!(
+            splits("gpt-2", text),
+            cut("It|'s|Ġ12345|Ġo|'|CLOCK|'|LL|Ġ(|x|+|y|)|ĊĊĠ|ĠÃ©tÃ©")
+        );
+        assert_eq!(
+            splits("smollm", text),
+            cut("It|'s|Ġ|1|2|3|4|5|Ġo|'|CLOCK|'|LL|Ġ(|x|+|y|)|ĊĊĠ|ĠÃ©tÃ©")
+        );
+    }
+
+    /// `a`, `b`, `ab` without a merge for it, and a control token.
+    fn vocabulary(pre: &str) -> GgufVocabulary {
+        GgufVocabulary {
+            pre: pre.to_owned(),
+            tokens: ["a", "b", "ab", "<|begin|>"].map(str::to_owned).to_vec(),
+            token_types: vec![1, 1, 1, 3],
+            merges: Vec::new(),
+            bos: Some(3),
+            eos: None,
+            add_bos: None,
+            chat_template: None,
+        }
+    }
+
+    #[test]
+    fn llama_takes_whole_words_and_adds_its_beginning_unless_told_otherwise() {
+        let llama = Tokenizer::from_gguf(vocabulary("llama-bpe")).unwrap();
+        assert_eq!(llama.encode("ab", true).unwrap(), [3, 2]);
+        assert_eq!(llama.encode("ab", false).unwrap(), [2]);
+        assert_eq!(llama.added_bos(), Some(3));
+        let told = GgufVocabulary { add_bos: Some(false), ..vocabulary("llama-bpe") };
+        assert_eq!(Tokenizer::from_gguf(told).unwrap().added_bos(), None);
+        let qwen = Tokenizer::from_gguf(vocabulary("qwen2")).unwrap();
+        assert_eq!(qwen.encode("ab", true).unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn vocabularies_that_contradict_themselves_are_refused() {
+        let refused = |change: fn(&mut GgufVocabulary)| {
+            let mut vocabulary = vocabulary("gpt-2");
+            change(&mut vocabulary);
+            Tokenizer::from_gguf(vocabulary).err().unwrap()
+        };
+        assert!(refused(|v| v.token_types.truncate(2)).contains("4 tokens and 2 token types"));
+        assert!(
+            refused(|v| v.tokens[1] = "a".to_owned()).contains("`a` is in the vocabulary twice")
+        );
+        assert!(refused(|v| v.bos = Some(4)).contains("bos token 4"));
+        assert!(refused(|v| v.merges = vec!["ab".to_owned()]).contains("merge `ab`"));
+        assert!(refused(|v| v.merges = vec!["a c".to_owned()]).contains("do not fit"));
+        assert!(refused(|v| v.pre = "deepseek-llm".to_owned()).contains("deepseek-llm"));
+        assert!(refused(|v| v.chat_template = Some("{{".to_owned())).contains("does not compile"));
+    }
+}

@@ -12,8 +12,8 @@ use yardstick::infer::weights;
 use yardstick::infer::{InferError, ModelSource};
 
 use super::forms::{
-    dense_weights, tiny_metadata, tiny_weights, write_gguf, write_safetensors, write_tiny_folder,
-    write_tiny_gguf,
+    NamedTensor, dense_weights, tiny_metadata, tiny_weights, write_gguf, write_safetensors,
+    write_tiny_folder, write_tiny_gguf,
 };
 
 /// The reason for which a model is refused.
@@ -185,7 +185,7 @@ fn safetensors_that_lie_are_refused() {
 
 #[test]
 fn safetensors_that_do_not_fit_the_config_are_named() {
-    let rewritten = |change: fn(&mut Vec<(String, Vec<usize>, Vec<f32>)>)| {
+    let rewritten = |change: fn(&mut Vec<NamedTensor>)| {
         folder_refusal(false, |folder| {
             let mut weights = tiny_weights();
             change(&mut weights);

@@ -19,6 +19,9 @@ use yardstick::catalog::{DEFAULT_MODEL, LocateOptions, Places, locate_in};
 use yardstick::infer::weights::{self, OpenModel, Weight};
 use yardstick::infer::{ModelConfig, ModelSource};
 
+/// Name, shape, values.
+pub(crate) type NamedTensor = (String, Vec<usize>, Vec<f32>);
+
 /// The package's GGUF of the default model, whatever else this machine has of it.
 pub(crate) fn default_gguf() -> ModelSource {
     static FOUND: OnceLock<ModelSource> = OnceLock::new();
@@ -36,7 +39,7 @@ pub(crate) fn default_gguf() -> ModelSource {
 }
 
 /// All weights in f32, by Hugging Face name.
-pub(crate) fn dense_weights(model: &OpenModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+pub(crate) fn dense_weights(model: &OpenModel) -> Vec<NamedTensor> {
     model
         .config
         .tensors()
@@ -112,11 +115,7 @@ pub(crate) fn write_config(folder: &Path, config: &ModelConfig) {
 }
 
 /// One safetensors file of the given type.
-pub(crate) fn write_safetensors(
-    path: &Path,
-    weights: &[(String, Vec<usize>, Vec<f32>)],
-    dtype: Dtype,
-) {
+pub(crate) fn write_safetensors(path: &Path, weights: &[NamedTensor], dtype: Dtype) {
     let bytes: Vec<Vec<u8>> = weights
         .iter()
         .map(|(_, _, values)| match dtype {
@@ -162,7 +161,7 @@ pub(crate) fn tiny_config() -> ModelConfig {
 }
 
 /// Noise that every form of the tiny model holds.
-pub(crate) fn tiny_weights() -> Vec<(String, Vec<usize>, Vec<f32>)> {
+pub(crate) fn tiny_weights() -> Vec<NamedTensor> {
     let source = ModelSource::Dummy { config: Box::new(tiny_config()), seed: 5, tokenizer: None };
     dense_weights(&weights::open(&source).unwrap())
 }
@@ -224,7 +223,7 @@ pub(crate) fn write_gguf(
     path: &Path,
     dtype: GgmlDType,
     metadata: &[(String, Value)],
-    weights: &[(String, Vec<usize>, Vec<f32>)],
+    weights: &[NamedTensor],
 ) {
     let config = tiny_config();
     let tensors: Vec<(String, QTensor)> = weights
