@@ -179,7 +179,11 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), RunDirErro
 /// What the system says.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), RunDirError> {
     let partial = path.with_extension("partial");
-    fs::write(&partial, bytes).map_err(io_error("write", &partial))?;
+    fs::write(&partial, bytes).map_err(|error| {
+        // Half a file is of no use to anyone, least of all on a full disk.
+        let _ = fs::remove_file(&partial);
+        io_error("write", path)(error)
+    })?;
     fs::rename(&partial, path).map_err(io_error("write", path))
 }
 

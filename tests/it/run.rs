@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use yardstick::record::RunData;
 
-use crate::support::yardstick;
+use crate::support::{browser, yardstick};
 
 /// The default engines at a size that a test can wait for.
 const SMALL: [&str; 12] = [
@@ -90,6 +90,13 @@ fn directory_is_whole(out: &Path, output: &Output) {
     let first = fs::read(out.join("report.html")).unwrap();
     let again = run(&["report", out.to_str().unwrap(), "--format", "html"]);
     assert!(again.stdout == first, "a report is a pure function of its run directory");
+    if let Some(browser) = browser::find_or_skip() {
+        let dom = browser::dump(&browser, &out.join("report.html"), 1200);
+        let page = String::from_utf8(first).unwrap();
+        assert_eq!(dom.matches("role=\"img\"").count(), page.matches("role=\"img\"").count());
+        // The page's script made switches of the two engines in the legend: its policy let it run.
+        assert_eq!(dom.matches("aria-pressed=\"false\"").count(), 2);
+    }
 }
 
 #[test]

@@ -1,21 +1,13 @@
 //! The report in headless Chromium: it opens, its script runs under its own
 //! policy, and nothing is wider than a phone.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-/// Where a browser may be.
-const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "chrome"];
+use crate::support::browser::{dump, find_or_skip};
 
 #[test]
 fn the_report_opens_in_a_browser_and_fits_a_phone() {
-    let Some(browser) = find() else {
-        let required = std::env::var_os("YARDSTICK_REQUIRE_BROWSER").is_some()
-            || std::env::var("CI").is_ok_and(|ci| ci == "true");
-        assert!(!required, "no browser found, and CI or YARDSTICK_REQUIRE_BROWSER asks for one");
-        eprintln!("skipped: none of {NAMES:?} is installed");
-        return;
-    };
+    let Some(browser) = find_or_skip() else { return };
     let home = tempfile::tempdir().unwrap();
     let page = super::html(&super::fixture::run());
     let report = home.path().join("report.html");
@@ -60,35 +52,4 @@ fn measure(browser: &Path, home: &Path, page: &str, width: u32) -> Vec<u32> {
     let (_, rest) = dom.split_once("data-measured=\"").unwrap_or_else(|| panic!("{dom}"));
     let (numbers, _) = rest.split_once('"').unwrap();
     numbers.split(' ').map(|number| number.parse().unwrap()).collect()
-}
-
-fn dump(browser: &Path, page: &Path, width: u32) -> String {
-    let profile = tempfile::tempdir().unwrap();
-    let output = Command::new(browser)
-        .args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--virtual-time-budget=10000",
-            "--dump-dom",
-        ])
-        .arg(format!("--user-data-dir={}", profile.path().display()))
-        .arg(format!("--window-size={width},900"))
-        .arg(format!("file://{}", page.display()))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn find() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let files = NAMES.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
-    files.into_iter().find(|file| file.is_file())
 }

@@ -1,5 +1,6 @@
 //! Parts that several modules share.
 
+pub mod browser;
 pub mod scripted;
 pub mod wire;
 
