@@ -265,7 +265,15 @@ impl Endpoint {
         Ok(found.then(|| String::from_utf8_lossy(&answer.body).into_owned()))
     }
 
-    fn decode<T: DeserializeOwned>(&self, route: &str, answer: &Answer) -> Result<T, EngineError> {
+    /// The JSON of an answer to `route`.
+    ///
+    /// # Errors
+    /// When the status is an error or the body is not that JSON.
+    pub(super) fn decode<T: DeserializeOwned>(
+        &self,
+        route: &str,
+        answer: &Answer,
+    ) -> Result<T, EngineError> {
         if !answer.status.is_success() {
             return Err(self.status_error(answer.status, &answer.body));
         }

@@ -703,6 +703,22 @@ async fn unknown_server_is_not_asked_for_what_it_may_not_know() {
 }
 
 #[tokio::test]
+async fn server_that_lists_no_models_is_measured_with_the_one_that_is_named() {
+    let server = Scripted::start(|request| match request.path.as_str() {
+        "/v1/chat/completions" => chunked(SSE, &[VLLM.tail]),
+        _ => answer("404 Not Found", "text/plain", "nothing here"),
+    })
+    .await;
+    let error = LLAMA.engine(&server.url, "").unwrap().describe().await.unwrap_err();
+    assert!(error.message.contains("has no /v1/models"), "{error}");
+    let engine = LLAMA.engine(&server.url, "?model=mine").unwrap();
+    assert_eq!(engine.describe().await.unwrap().model, "mine");
+    let chat = request(Prompt::Chat("a".to_owned()));
+    engine.prepare(&chat).await.unwrap().run(CancellationToken::new()).await.outcome.unwrap();
+    assert_eq!(server.last("/v1/chat/completions").json()["model"], "mine");
+}
+
+#[tokio::test]
 async fn server_that_still_loads_is_busy() {
     let loading = "{\"error\":{\"message\":\"Loading model\",\"code\":503}}";
     let server =

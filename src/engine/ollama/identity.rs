@@ -71,9 +71,11 @@ pub(super) async fn choose(
             return Ok(asked.to_owned());
         }
         let what = format!("does not have model `{asked}`: it has {}", names());
+        let named = spec.setting("model").is_some();
+        let otherwise = if named { "" } else { ", or name another in the setting `model`" };
         return Err(endpoint
             .error(ErrorClass::Rejected, what)
-            .with_hint(format!("ollama pull {asked}")));
+            .with_hint(format!("ollama pull {asked}{otherwise}")));
     }
     match listed.as_slice() {
         [only] => Ok(only.name.clone()),

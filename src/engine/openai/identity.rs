@@ -77,8 +77,9 @@ pub(super) async fn identify(
     hint: &ModelHint,
 ) -> Result<Identity, EngineError> {
     check_health(endpoint).await?;
-    let listed = endpoint.get_json::<Models>("/v1/models").await?.data;
-    let model = choose(endpoint, &listed, spec.setting("model"), hint)?;
+    let asked = spec.setting("model");
+    let listed = listed(endpoint, asked).await?;
+    let model = choose(endpoint, &listed, asked, hint)?;
     let version = endpoint.probe_json::<Version>("/version").await?.map(|found| found.version);
     let mut flavor = flavor_of(spec.kind, model.owned_by.as_deref(), version.is_some());
     let mut info = EngineInfo {
@@ -120,6 +121,31 @@ async fn check_health(endpoint: &Endpoint) -> Result<(), EngineError> {
             .with_hint("wait until it has loaded its model"));
     }
     Ok(())
+}
+
+/// What `/v1/models` lists. A server without that route is taken at the user's
+/// word for the model it serves.
+async fn listed(endpoint: &Endpoint, asked: Option<&str>) -> Result<Vec<Model>, EngineError> {
+    let route = "/v1/models";
+    let answer = endpoint.get(route).await?;
+    if !matches!(answer.status.as_u16(), 404 | 405 | 501) {
+        return Ok(endpoint.decode::<Models>(route, &answer)?.data);
+    }
+    let named = asked.map(|id| Model {
+        id: id.to_owned(),
+        owned_by: None,
+        max_model_len: None,
+        precision: None,
+        dummy_weights: false,
+        meta: None,
+    });
+    named.map(|model| vec![model]).ok_or_else(|| {
+        endpoint
+            .error(ErrorClass::Rejected, format!("has no {route} to learn the model's name from"))
+            .with_hint(
+                "name it in the setting `model`, or check that the URL is that of the engine",
+            )
+    })
 }
 
 /// The model asked for; else the only one, the one the run's model card names, or the first.
