@@ -47,7 +47,7 @@ fn main() {
     let num_requests = numbers.next().unwrap_or(100).max(num_streams);
     let clock = Clock::real();
     let log = Log::default();
-    let url = start_server(clock.clone(), Arc::clone(&log));
+    let url = start_server(&clock, &log, num_streams);
     let spec: EngineSpec = format!("openai={url}").parse().unwrap();
     let engine: Arc<dyn Engine> = Arc::from(connect(&spec, &clock, &ModelHint::default()).unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -138,16 +138,21 @@ fn request(name: &str) -> GenerateRequest {
     }
 }
 
-fn start_server(clock: Clock, log: Log) -> String {
+/// Every connection has a thread that waited for it: starting one as the
+/// request arrives would be counted as the client's error.
+fn start_server(clock: &Clock, log: &Log, num_streams: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let (clock, log) = (clock.clone(), Arc::clone(&log));
-            // A client that leaves early ends its thread; there is nothing to report.
-            thread::spawn(move || serve(stream, &clock, &log).ok());
-        }
-    });
+    for _ in 0..2 * num_streams.max(BURST) {
+        let (listener, clock, log) =
+            (listener.try_clone().unwrap(), clock.clone(), Arc::clone(log));
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // A client that leaves early ends its stream; there is nothing to report.
+                let _ = serve(stream, &clock, &log);
+            }
+        });
+    }
     url
 }
 
