@@ -55,6 +55,12 @@ pub fn format_bytes(bytes: u64) -> String {
     )
 }
 
+/// Bytes as lower-case hexadecimal digits, as digests are written.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A byte count as a user writes it: `1073741824`, `512MiB`, `1.5 GiB`, `2GB`.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::Progress;
 use super::card::Package;
 use crate::clock::Clock;
+use crate::units::hex;
 
 /// Longest that pip may take.
 const PIP_LIMIT: Duration = Duration::from_secs(900);
@@ -240,10 +241,6 @@ fn extract(
     }
     output.sync_all().map_err(|e| format!("{}: {e}", target.display()))?;
     Ok(target)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(unix)]

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use super::progress::DownloadProgress;
-use super::run::SharedEngine;
 use crate::catalog::{LocateOptions, Located, find_card, locate};
 use crate::clock::Clock;
 use crate::engine::embedded::EmbeddedEngine;
-use crate::engine::{self, EngineKind, EngineSpec, ModelHint, discover};
+use crate::engine::{self, Engine, EngineKind, EngineSpec, ModelHint, discover};
 use crate::infer::{Tokenizer, weights};
 use crate::plan::{Plan, Subject};
 use crate::record::EngineRecord;
+
+/// An engine that the driver's tasks share.
+type SharedEngine = Arc<dyn Engine>;
 
 /// The engines of a run, in order, each as it described itself.
 pub struct Contestants {
@@ -34,7 +36,7 @@ struct Contestant {
 pub async fn assemble(plan: &Plan, seed: u64, clock: &Clock) -> anyhow::Result<Contestants> {
     let named = !plan.engines.is_empty();
     let specs = if named { plan.engines.clone() } else { found_here(clock).await? };
-    let mut models = Models { plan, seed, located: Vec::new() };
+    let mut models = Models { plan, seed, located: Vec::new(), tokenizer: None };
     let mut contestants = Vec::new();
     // External engines first: to learn that one does not answer must not cost a download.
     for external in [true, false] {
@@ -129,6 +131,8 @@ struct Models<'a> {
     plan: &'a Plan,
     seed: u64,
     located: Vec<(String, Located)>,
+    /// Of the first embedded engine.
+    tokenizer: Option<Tokenizer>,
 }
 
 impl Models<'_> {
@@ -138,6 +142,7 @@ impl Models<'_> {
         let located = self.locate(&name, dummy)?;
         let engine = EmbeddedEngine::open(spec, &located.source, &name, clock)
             .with_context(|| format!("engine {}", spec.name))?;
+        self.tokenizer.get_or_insert_with(|| engine.host().tokenizer().clone());
         Ok(engine)
     }
 
@@ -166,13 +171,13 @@ impl Models<'_> {
         }
     }
 
-    /// The run's tokenizer: of the model that was located, else of whatever is
-    /// on this machine already; nothing is downloaded for it.
-    fn tokenizer(&self) -> Option<Tokenizer> {
-        let located = self.located.first().map(|(_, located)| located.clone()).or_else(|| {
+    /// The run's tokenizer: an embedded engine's, else that of whatever is on
+    /// this machine already; nothing is downloaded for it.
+    fn tokenizer(self) -> Option<Tokenizer> {
+        self.tokenizer.or_else(|| {
             let options = LocateOptions { dummy: None, offline: true };
-            locate(&self.plan.model, &options, &mut |_| {}).ok()
-        });
-        weights::open(&located?.source).ok().map(|model| model.tokenizer)
+            let located = locate(&self.plan.model, &options, &mut |_| {}).ok()?;
+            weights::open(&located.source).ok().map(|model| model.tokenizer)
+        })
     }
 }

@@ -2,7 +2,6 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -111,8 +110,8 @@ impl Run {
         let path = self.out.clone().unwrap_or_else(|| default_path(&plan.name));
         let manifest = manifest(&plan, seed, &contestants, &cases);
         let recorder = Recorder::create(&path, &manifest)?;
-        let plan = Measurement { plan: &plan, seed, clock: &clock, cancel: &cancel };
-        let measured = plan.measure(&runtime, &contestants, &cases, recorder);
+        let measurement = Measurement { plan: &plan, seed, clock: &clock, cancel: &cancel };
+        let measured = measurement.measure(&runtime, &contestants, &cases, recorder);
         // Engines are stopped before anything is computed or printed.
         drop(contestants);
         let derived = finish(&path);
@@ -317,6 +316,3 @@ fn fresh_seed() -> u64 {
     let since_epoch = Clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::from(since_epoch.subsec_nanos()) ^ (since_epoch.as_secs() & 0xffff_ffff)
 }
-
-/// Shared by the engines of a run.
-pub(super) type SharedEngine = Arc<dyn crate::engine::Engine>;

@@ -363,20 +363,10 @@ mod tests {
     fn engine(text: &str) -> EmbeddedEngine {
         let config = ModelConfig {
             vocab_size: 128,
-            hidden_size: 32,
             intermediate_size: 64,
-            num_hidden_layers: 2,
-            num_attention_heads: 4,
-            num_key_value_heads: 2,
-            head_dim: 8,
-            rms_norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope_scaling: None,
             max_position_embeddings: 4096,
-            tie_word_embeddings: true,
-            attention_bias: false,
             eos_token_ids: vec![2],
-            bos_token_id: None,
+            ..ModelConfig::tiny()
         };
         let source = ModelSource::Dummy { config: Box::new(config), seed: 3, tokenizer: None };
         EmbeddedEngine::open(&text.parse().unwrap(), &source, "tiny", &Clock::real()).unwrap()

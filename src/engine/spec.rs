@@ -191,6 +191,12 @@ impl EngineSpec {
         self.settings.get(key).map(String::as_str)
     }
 
+    /// Whether it is the embedded engine behind its own HTTP server.
+    #[must_use]
+    pub fn is_embedded_over_http(&self) -> bool {
+        self.kind == EngineKind::Embedded && self.setting("transport") == Some("http")
+    }
+
     /// A setting that is a positive whole number; checked when the specification was made.
     #[must_use]
     pub fn number(&self, key: &str) -> Option<usize> {

@@ -301,26 +301,6 @@ mod tests {
         }
     }
 
-    fn tiny() -> ModelConfig {
-        ModelConfig {
-            vocab_size: 97,
-            hidden_size: 32,
-            intermediate_size: 48,
-            num_hidden_layers: 2,
-            num_attention_heads: 4,
-            num_key_value_heads: 2,
-            head_dim: 8,
-            rms_norm_eps: 1e-5,
-            rope_theta: 1e4,
-            rope_scaling: None,
-            max_position_embeddings: 128,
-            tie_word_embeddings: true,
-            attention_bias: false,
-            eos_token_ids: vec![3],
-            bos_token_id: None,
-        }
-    }
-
     fn request(prompt_ids: Vec<u32>, max_tokens: usize) -> InferRequest {
         InferRequest {
             prompt_ids,
@@ -332,7 +312,7 @@ mod tests {
     }
 
     fn core(config: &EngineConfig) -> EngineCore {
-        EngineCore::new(&tiny(), &Noise, config, Clock::manual()).unwrap()
+        EngineCore::new(&ModelConfig::tiny(), &Noise, config, Clock::manual()).unwrap()
     }
 
     /// Runs until idle; the tokens of each sequence.
@@ -388,7 +368,8 @@ mod tests {
     #[test]
     fn logits_that_are_no_numbers_fail_their_sequence_and_free_its_blocks() {
         let config = EngineConfig { kv: KvBudget::Blocks(8), ..EngineConfig::default() };
-        let mut core = EngineCore::new(&tiny(), &Damaged, &config, Clock::manual()).unwrap();
+        let mut core =
+            EngineCore::new(&ModelConfig::tiny(), &Damaged, &config, Clock::manual()).unwrap();
         core.add_request(request(vec![1, 2], 8)).unwrap();
         let mut outputs = core.step().unwrap().outputs;
         let error = outputs.remove(0).result.unwrap_err().to_string();

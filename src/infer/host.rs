@@ -356,20 +356,9 @@ mod tests {
     fn tiny() -> ModelSource {
         let config = ModelConfig {
             vocab_size: 64,
-            hidden_size: 32,
-            intermediate_size: 48,
-            num_hidden_layers: 2,
-            num_attention_heads: 4,
-            num_key_value_heads: 2,
-            head_dim: 8,
-            rms_norm_eps: 1e-5,
-            rope_theta: 1e4,
-            rope_scaling: None,
             max_position_embeddings: 4096,
-            tie_word_embeddings: true,
-            attention_bias: false,
             eos_token_ids: vec![2],
-            bos_token_id: None,
+            ..ModelConfig::tiny()
         };
         ModelSource::Dummy { config: Box::new(config), seed: 3, tokenizer: None }
     }

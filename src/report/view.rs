@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::EngineKind;
 use crate::record::{EngineRecord, Machine, RunData};
 use crate::stats::Summary;
 use crate::stats::summary::{CaseSummary, HttpCost};
@@ -145,12 +144,10 @@ fn facts(run: &RunData, summary: &Summary) -> Vec<(&'static str, String)> {
 #[must_use]
 pub fn reached(engine: &EngineRecord) -> String {
     let spec = &engine.spec;
-    match (&spec.url, spec.kind) {
-        (Some(url), _) => url.to_string(),
-        (None, EngineKind::Embedded) if spec.setting("transport") == Some("http") => {
-            "this process, over HTTP".to_owned()
-        }
-        (None, _) => "this process".to_owned(),
+    match &spec.url {
+        Some(url) => url.to_string(),
+        None if spec.is_embedded_over_http() => "this process, over HTTP".to_owned(),
+        None => "this process".to_owned(),
     }
 }
 

@@ -15,9 +15,9 @@ pub fn pair(engines: &[EngineRecord], cases: &[CaseSummary]) -> Vec<HttpCost> {
         engines.iter().map(|engine| &engine.spec).filter(|spec| spec.kind == EngineKind::Embedded)
     };
     let mut costs = Vec::new();
-    for over_http in embedded().filter(|spec| is_http(spec)) {
-        let Some(in_process) =
-            embedded().find(|spec| !is_http(spec) && same_but_transport(spec, over_http))
+    for over_http in embedded().filter(|spec| spec.is_embedded_over_http()) {
+        let Some(in_process) = embedded()
+            .find(|spec| !spec.is_embedded_over_http() && same_but_transport(spec, over_http))
         else {
             continue;
         };
@@ -33,10 +33,6 @@ pub fn pair(engines: &[EngineRecord], cases: &[CaseSummary]) -> Vec<HttpCost> {
         }
     }
     costs
-}
-
-fn is_http(spec: &EngineSpec) -> bool {
-    spec.setting("transport") == Some("http")
 }
 
 fn same_but_transport(a: &EngineSpec, b: &EngineSpec) -> bool {

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::engine::{GenerateRequest, Prompt, Sampling};
 use crate::infer::{InferError, Tokenizer};
 use crate::plan::{Plan, PromptPlan};
+use crate::units;
 
 /// Warm-up prompts come from a load that no case has, so that no measured
 /// prompt was seen before.
@@ -136,7 +137,7 @@ pub fn prompt_sha256(prompt: &Prompt) -> String {
 /// SHA-256 in hex.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    units::hex(&Sha256::digest(bytes))
 }
 
 #[cfg(test)]

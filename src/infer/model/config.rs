@@ -65,3 +65,27 @@ impl ModelConfig {
         2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_element
     }
 }
+
+#[cfg(test)]
+impl ModelConfig {
+    /// Two small layers with grouped queries, for tests that need a model and no answer.
+    pub(crate) fn tiny() -> Self {
+        Self {
+            vocab_size: 97,
+            hidden_size: 32,
+            intermediate_size: 48,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 8,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_scaling: None,
+            max_position_embeddings: 128,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            eos_token_ids: vec![3],
+            bos_token_id: None,
+        }
+    }
+}

@@ -115,15 +115,8 @@ mod tests {
             num_hidden_layers: 1,
             num_attention_heads: 2,
             num_key_value_heads: 1,
-            head_dim: 8,
-            rms_norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope_scaling: None,
-            max_position_embeddings: 128,
-            tie_word_embeddings: true,
-            attention_bias: false,
             eos_token_ids: vec![0],
-            bos_token_id: None,
+            ..ModelConfig::tiny()
         }
     }
 
