@@ -86,11 +86,8 @@ fn decode(c: &mut Criterion) {
 fn ours(core: &mut EngineCore, batch: usize) -> Duration {
     for sequence in 0..batch {
         let request = InferRequest {
-            prompt_ids: prompt(sequence),
-            max_tokens: DECODE_STEPS + 1,
-            sampling: SamplingParams::default(),
             ignore_eos: true,
-            logprobs: None,
+            ..InferRequest::new(prompt(sequence), DECODE_STEPS + 1)
         };
         core.add_request(request).unwrap();
     }

@@ -200,8 +200,6 @@ impl Generate {
 
     fn request(&self, prompt_ids: Vec<u32>) -> InferRequest {
         InferRequest {
-            prompt_ids,
-            max_tokens: self.max_tokens.get() as usize,
             sampling: SamplingParams {
                 temperature: self.sampling.temperature,
                 top_p: self.sampling.top_p,
@@ -210,6 +208,7 @@ impl Generate {
             },
             ignore_eos: self.ignore_eos,
             logprobs: self.sampling.logprobs.map(usize::from),
+            ..InferRequest::new(prompt_ids, self.max_tokens.get() as usize)
         }
     }
 

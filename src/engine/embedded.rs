@@ -129,8 +129,8 @@ fn config(spec: &EngineSpec) -> Result<EngineConfig, EngineError> {
         kv,
         max_num_seqs: number("max_num_seqs", default.max_num_seqs),
         max_num_batched_tokens: number("max_num_batched_tokens", default.max_num_batched_tokens),
-        max_queue: default.max_queue,
         dtype,
+        ..default
     })
 }
 
@@ -203,8 +203,6 @@ impl Engine for EmbeddedEngine {
         let tokenize = self.clock.now().since(begun);
         let sampling = &request.sampling;
         let request = InferRequest {
-            prompt_ids,
-            max_tokens: request.max_tokens as usize,
             sampling: SamplingParams {
                 temperature: sampling.temperature,
                 top_p: sampling.top_p,
@@ -212,7 +210,7 @@ impl Engine for EmbeddedEngine {
                 seed: sampling.seed,
             },
             ignore_eos: request.ignore_eos,
-            logprobs: None,
+            ..InferRequest::new(prompt_ids, request.max_tokens as usize)
         };
         let (host, clock) = (self.host.clone(), self.clock.clone());
         Ok(Box::new(Submission { host, clock, request, tokenize }))

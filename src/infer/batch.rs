@@ -77,7 +77,7 @@ impl Batch {
 mod tests {
     use super::*;
     use crate::infer::scheduler::SchedulerLimits;
-    use crate::infer::{InferRequest, SamplingParams};
+    use crate::infer::InferRequest;
 
     #[test]
     fn chunks_become_rows_with_their_slots() {
@@ -91,13 +91,7 @@ mod tests {
         };
         let mut scheduler = Scheduler::new(limits);
         for (id, prompt_ids) in [(0, vec![10, 11, 12]), (1, vec![20, 21, 22])] {
-            let request = InferRequest {
-                prompt_ids,
-                max_tokens: 2,
-                sampling: SamplingParams::default(),
-                ignore_eos: false,
-                logprobs: None,
-            };
+            let request = InferRequest::new(prompt_ids, 2);
             scheduler.add(id, request).unwrap();
         }
         let chunks = scheduler.schedule().unwrap();

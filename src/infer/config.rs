@@ -18,6 +18,11 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: usize,
     /// Requests that may wait; one more is refused as busy.
     pub max_queue: usize,
+    /// Keep full blocks of K and V after their sequence has ended, for prompts
+    /// that begin alike.
+    pub enable_prefix_caching: bool,
+    /// Threads that compute; `None` is one for each core.
+    pub threads: Option<usize>,
     /// What the linear layers compute in.
     pub dtype: ComputeDtype,
 }
@@ -31,6 +36,8 @@ impl Default for EngineConfig {
             max_num_seqs: 64,
             max_num_batched_tokens: 2048,
             max_queue: 512,
+            enable_prefix_caching: true,
+            threads: None,
             dtype: ComputeDtype::F32,
         }
     }

@@ -29,19 +29,41 @@ pub struct EngineCore {
 /// What one step did.
 #[derive(Debug)]
 pub struct StepReport {
+    /// When it began, before scheduling.
+    pub started_at: Timestamp,
     /// When it ended, on the engine's clock.
     pub at: Timestamp,
     /// Tokens computed, prompts included.
     pub num_tokens: usize,
+    /// Of those, tokens of prompts, or of what a preempted sequence computes again.
+    pub num_prefill_tokens: usize,
+    /// Sequences that took part.
+    pub num_seqs: usize,
+    /// Prompt positions scored in this step.
+    pub scores: Vec<PromptScores>,
     /// One entry for every sequence that drew a token or failed.
     pub outputs: Vec<StepOutput>,
+}
+
+/// Teacher-forced log-probabilities of a stretch of one prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptScores {
+    /// Whose prompt.
+    pub id: SequenceId,
+    /// Position of the first entry: entry `i` scores the prompt's token at
+    /// `first_position + i` given all before it.
+    pub first_position: usize,
+    /// One entry a position.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// What a step did for one sequence.
 #[derive(Debug)]
 pub struct StepOutput {
-    /// Which one.
+    /// Which request.
     pub id: SequenceId,
+    /// Which of its samples, from zero.
+    pub sample: usize,
     /// When it first took part in a step.
     pub first_scheduled_at: Timestamp,
     /// Its token, or why there is none; it has left the engine then.
@@ -155,6 +177,7 @@ impl EngineCore {
     }
 
     fn try_step(&mut self) -> Result<StepReport, InferError> {
+        let started_at = self.clock.now();
         let chunks = self.scheduler.schedule()?;
         self.note_first_scheduled(&chunks);
         let batch = Batch::new(&self.scheduler, &chunks)?;
@@ -175,8 +198,16 @@ impl EngineCore {
                 self.scheduler.remove(output.id)?;
             }
         }
-        let at = self.clock.now();
-        Ok(StepReport { at, num_tokens: batch.input_ids.len(), outputs })
+        let num_tokens = batch.input_ids.len();
+        Ok(StepReport {
+            started_at,
+            at: self.clock.now(),
+            num_tokens,
+            num_prefill_tokens: 0,
+            num_seqs: chunks.len(),
+            scores: Vec::new(),
+            outputs,
+        })
     }
 
     fn note_first_scheduled(&mut self, chunks: &[Chunk]) {
@@ -212,6 +243,7 @@ impl EngineCore {
             });
             outputs.push(StepOutput {
                 id,
+                sample: 0,
                 first_scheduled_at: first_scheduled_at.unwrap_or_default(),
                 result: result.map_err(|error| InferError::Internal(error.to_string())),
             });
@@ -253,7 +285,7 @@ mod tests {
 
     use super::*;
     use crate::infer::weights::Weight;
-    use crate::infer::{KvBudget, SamplingParams};
+    use crate::infer::KvBudget;
 
     /// Noise of any shape, the same for the same name.
     pub struct Noise;
@@ -302,13 +334,7 @@ mod tests {
     }
 
     fn request(prompt_ids: Vec<u32>, max_tokens: usize) -> InferRequest {
-        InferRequest {
-            prompt_ids,
-            max_tokens,
-            sampling: SamplingParams::default(),
-            ignore_eos: true,
-            logprobs: None,
-        }
+        InferRequest { ignore_eos: true, ..InferRequest::new(prompt_ids, max_tokens) }
     }
 
     fn core(config: &EngineConfig) -> EngineCore {

@@ -230,7 +230,7 @@ impl EngineThread {
 
     /// Sends one sequence what the step did for it.
     fn deliver(&mut self, output: StepOutput, at: Timestamp) {
-        let StepOutput { id, first_scheduled_at, result } = output;
+        let StepOutput { id, first_scheduled_at, result, .. } = output;
         let Some(live) = self.live.get_mut(&id) else { return };
         live.first_scheduled_at = Some(first_scheduled_at);
         match result {

@@ -350,7 +350,6 @@ pub struct RequestTimings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::infer::SamplingParams;
     use crate::infer::weights::{Weight, WeightSource};
 
     fn tiny() -> ModelSource {
@@ -368,13 +367,7 @@ mod tests {
     }
 
     fn request(max_tokens: usize) -> InferRequest {
-        InferRequest {
-            prompt_ids: vec![5, 6, 7],
-            max_tokens,
-            sampling: SamplingParams::default(),
-            ignore_eos: true,
-            logprobs: None,
-        }
+        InferRequest { ignore_eos: true, ..InferRequest::new(vec![5, 6, 7], max_tokens) }
     }
 
     fn drain(mut generation: Generation) -> Vec<GenerationEvent> {

@@ -300,7 +300,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::infer::SamplingParams;
 
     const LIMITS: SchedulerLimits = SchedulerLimits {
         max_num_seqs: 4,
@@ -312,13 +311,7 @@ mod tests {
     };
 
     fn request(prompt: usize, max_tokens: usize) -> InferRequest {
-        InferRequest {
-            prompt_ids: vec![1; prompt],
-            max_tokens,
-            sampling: SamplingParams::default(),
-            ignore_eos: false,
-            logprobs: None,
-        }
+        InferRequest::new(vec![1; prompt], max_tokens)
     }
 
     /// Runs one step in which every complete sequence draws a token; ids of those that ended.

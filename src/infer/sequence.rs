@@ -20,9 +20,32 @@ pub struct InferRequest {
     pub ignore_eos: bool,
     /// Report this many most likely tokens with each drawn one.
     pub logprobs: Option<usize>,
+    /// Samples drawn from the same prompt, at least one. Sample `i` is seeded
+    /// with `sampling.seed + i`.
+    pub n: usize,
+    /// Teacher-forced scoring: report this many most likely tokens at every
+    /// prompt position after the first, beside the prompt's own token.
+    pub prompt_logprobs: Option<usize>,
+    /// Texts that end the output; they are not part of it.
+    pub stop: Vec<String>,
 }
 
 impl InferRequest {
+    /// A greedy request that stops at end-of-sequence tokens.
+    #[must_use]
+    pub fn new(prompt_ids: Vec<u32>, max_tokens: usize) -> Self {
+        Self {
+            prompt_ids,
+            max_tokens,
+            sampling: SamplingParams::default(),
+            ignore_eos: false,
+            logprobs: None,
+            n: 1,
+            prompt_logprobs: None,
+            stop: Vec::new(),
+        }
+    }
+
     /// Checks what can be said without knowing the pool.
     ///
     /// # Errors
@@ -162,13 +185,7 @@ mod tests {
 
     #[test]
     fn fields_out_of_range_are_named() {
-        let good = InferRequest {
-            prompt_ids: vec![1, 2],
-            max_tokens: 1,
-            sampling: SamplingParams::default(),
-            ignore_eos: false,
-            logprobs: None,
-        };
+        let good = InferRequest::new(vec![1, 2], 1);
         assert!(good.check(3).is_ok());
         let sampling = |sampling| InferRequest { sampling, ..good.clone() };
         let default = SamplingParams::default();

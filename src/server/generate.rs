@@ -55,12 +55,10 @@ pub(super) async fn submit(
     let prompt_ids = prompt_ids(host.tokenizer(), ask.input).await?;
     let num_prompt_tokens = prompt_ids.len();
     let generation = host.submit(InferRequest {
-        prompt_ids,
-        // The engine clips it to what the context holds.
-        max_tokens: ask.max_tokens.unwrap_or(usize::MAX),
         sampling: SamplingParams { seed: ask.seed.unwrap_or(fallback_seed), ..ask.sampling },
         ignore_eos: ask.ignore_eos,
         logprobs: ask.logprobs,
+        ..InferRequest::new(prompt_ids, ask.max_tokens.unwrap_or(usize::MAX))
     })?;
     Ok(Follower {
         generation: Some(generation),

@@ -54,11 +54,9 @@ fn host(source: &ModelSource) -> EngineHost {
 
 fn request(case: &Case) -> InferRequest {
     InferRequest {
-        prompt_ids: case.prompt_ids.clone(),
-        max_tokens: case.tokens.len(),
-        sampling: SamplingParams::default(),
         ignore_eos: true,
         logprobs: Some(5),
+        ..InferRequest::new(case.prompt_ids.clone(), case.tokens.len())
     }
 }
 

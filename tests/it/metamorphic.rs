@@ -60,8 +60,6 @@ fn requests() -> Vec<InferRequest> {
         .iter()
         .enumerate()
         .map(|(nth, len)| InferRequest {
-            prompt_ids: (0..*len).map(|i| ((i * 7 + nth * 13) % VOCAB) as u32).collect(),
-            max_tokens: 12 + nth,
             sampling: SamplingParams {
                 temperature: if nth % 2 == 0 { 0.0 } else { 0.9 },
                 top_p: 0.95,
@@ -70,6 +68,10 @@ fn requests() -> Vec<InferRequest> {
             },
             ignore_eos: true,
             logprobs: Some(VOCAB),
+            ..InferRequest::new(
+                (0..*len).map(|i| ((i * 7 + nth * 13) % VOCAB) as u32).collect(),
+                12 + nth,
+            )
         })
         .collect()
 }
@@ -288,11 +290,9 @@ fn real_model_agrees_with_itself(dtype: ComputeDtype) {
         |config| EngineCore::new(&model.config, &*model.weights, config, Clock::manual()).unwrap();
     let requests: Vec<_> = [5, 23, 14]
         .map(|len| InferRequest {
-            prompt_ids: (0..len).map(|i| 500 + 37 * i).collect(),
-            max_tokens: 4,
-            sampling: SamplingParams::default(),
             ignore_eos: true,
             logprobs: Some(20),
+            ..InferRequest::new((0..len).map(|i| 500 + 37 * i).collect(), 4)
         })
         .into();
     let together = run(&mut core(&cut), &requests);
