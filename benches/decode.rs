@@ -19,7 +19,7 @@ use yardstick::catalog::{self, LocateOptions};
 use yardstick::clock::Clock;
 use yardstick::infer::ops::linear::PackedMatrix;
 use yardstick::infer::weights::{self, OpenModel, Weight};
-use yardstick::infer::{EngineConfig, EngineCore, InferRequest, ModelConfig, SamplingParams};
+use yardstick::infer::{EngineConfig, EngineCore, InferRequest, ModelConfig};
 
 const MODEL: &str = "smollm2-135m-instruct";
 const PROMPT_TOKENS: u32 = 64;

@@ -76,8 +76,8 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::infer::scheduler::SchedulerLimits;
     use crate::infer::InferRequest;
+    use crate::infer::scheduler::SchedulerLimits;
 
     #[test]
     fn chunks_become_rows_with_their_slots() {

@@ -284,8 +284,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::infer::weights::Weight;
     use crate::infer::KvBudget;
+    use crate::infer::weights::Weight;
 
     /// Noise of any shape, the same for the same name.
     pub struct Noise;

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use yardstick::clock::Clock;
 use yardstick::infer::{
     ChatMessage, ComputeDtype, EngineConfig, EngineHost, GenerationEvent, InferRequest,
-    ModelSource, SamplingParams, StopReason, weights,
+    ModelSource, StopReason, weights,
 };
 
 use crate::models::{default_gguf, write_hf_form};
