@@ -43,6 +43,8 @@ pub enum Dtype {
     /// Weights widened to f32 as they are loaded: exact, four bytes a weight
     #[default]
     F32,
+    /// Weights, activations, K and V rounded to bf16, sums in f32
+    Bf16,
     /// GGUF blocks multiplied as they are, activations rounded to 8 bits
     Quantized,
 }
@@ -140,6 +142,7 @@ impl EmbeddedArgs {
             max_num_batched_tokens: self.max_num_batched_tokens.get(),
             dtype: match self.dtype {
                 Dtype::F32 => ComputeDtype::F32,
+                Dtype::Bf16 => ComputeDtype::Bf16,
                 Dtype::Quantized => ComputeDtype::Quantized,
             },
             ..EngineConfig::default()

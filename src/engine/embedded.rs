@@ -120,6 +120,7 @@ fn config(spec: &EngineSpec) -> Result<EngineConfig, EngineError> {
     let dtype = match spec.setting("dtype") {
         None => default.dtype,
         Some("f32") => ComputeDtype::F32,
+        Some("bf16") => ComputeDtype::Bf16,
         Some("quantized") => ComputeDtype::Quantized,
         Some(other) => return Err(refused(spec, &format!("dtype `{other}` is not known"))),
     };

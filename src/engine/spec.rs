@@ -61,7 +61,7 @@ impl EngineKind {
                 ("kv_memory", "KV pool in bytes, such as 512MiB"),
                 ("max_num_seqs", "sequences in one step"),
                 ("max_num_batched_tokens", "tokens in one step"),
-                ("dtype", "f32, or quantized to compute on GGUF blocks as they are"),
+                ("dtype", "f32, bf16, or quantized to compute on GGUF blocks as they are"),
                 ("load_format", "auto, or dummy for seeded weights of the right shapes"),
                 ("model", "card name or path, if not the run's"),
             ],
@@ -218,7 +218,7 @@ impl EngineSpec {
                 }
                 "kv_memory" => crate::units::parse_bytes(value).err(),
                 "transport" => one_of(value, &["channel", "http"]),
-                "dtype" => one_of(value, &["f32", "quantized"]),
+                "dtype" => one_of(value, &["f32", "bf16", "quantized"]),
                 "load_format" => one_of(value, &["auto", "dummy"]),
                 _ => value.is_empty().then(|| "a value that is not empty".to_owned()),
             };

@@ -27,6 +27,14 @@ pub struct EngineConfig {
     pub dtype: ComputeDtype,
 }
 
+impl EngineConfig {
+    /// Threads that compute, the engine's own included.
+    #[must_use]
+    pub fn num_threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
@@ -59,6 +67,8 @@ pub enum KvBudget {
 pub enum ComputeDtype {
     /// Weights widened to f32 at load: exact, four bytes a weight.
     F32,
+    /// Weights and activations rounded to bf16, sums in f32, K and V in bf16.
+    Bf16,
     /// GGUF blocks multiplied as they are, activations rounded to 8 bits as
     /// llama.cpp does.
     Quantized,
@@ -68,6 +78,7 @@ impl fmt::Display for ComputeDtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
+            Self::Bf16 => "bf16",
             Self::Quantized => "quantized",
         })
     }

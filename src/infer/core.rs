@@ -1,11 +1,14 @@
 //! The engine loop without threads: requests in, one step at a time, tokens out.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
 use super::batch::Batch;
 use super::host::TokenLogprobs;
 use super::kv::{BlockError, KvCache, KvSizing};
 use super::model::Llama;
+use super::ops::pool::Pool;
 use super::sampler::{self, SampleError};
 use super::scheduler::{Chunk, Scheduler, SchedulerLimits};
 use super::sequence::{Sequence, SequenceId};
@@ -19,6 +22,7 @@ pub struct EngineCore {
     model_config: ModelConfig,
     cache: KvCache,
     scheduler: Scheduler,
+    pool: Arc<Pool>,
     clock: Clock,
     next_id: SequenceId,
     /// Makes the next step panic: for the tests of whoever must survive it.
@@ -96,6 +100,17 @@ pub struct CoreStats {
     pub num_preemptions: u64,
 }
 
+/// Bytes of the engine's large allocations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CoreMemory {
+    /// All weights, in the form in which they are multiplied.
+    pub weights: usize,
+    /// Those that every step reads whole: all but an embedding of its own.
+    pub weights_read_in_a_step: usize,
+    /// K and V; the system hands out their pages when they are first written.
+    pub kv_pool: usize,
+}
+
 impl EngineCore {
     /// Loads the weights and allocates the KV pool.
     ///
@@ -109,9 +124,14 @@ impl EngineCore {
         clock: Clock,
     ) -> Result<Self, InferError> {
         let sizing = KvSizing::new(config, model_config)?;
-        let model = Llama::load(model_config, weights, config.dtype, sizing.max_model_len)?;
+        let pool = Arc::new(Pool::new(config.num_threads()).map_err(|error| {
+            InferError::Config(format!("no {} threads: {error}", config.num_threads()))
+        })?);
+        let load = || Llama::load(model_config, weights, config.dtype, sizing.max_model_len);
+        let model = pool.install(load)?;
         Ok(Self {
             model,
+            pool,
             cache: KvCache::new(&sizing, model_config, &Device::Cpu)?,
             scheduler: Scheduler::new(SchedulerLimits::new(config, &sizing)),
             model_config: model_config.clone(),
@@ -161,6 +181,16 @@ impl EngineCore {
         }
     }
 
+    /// Where its memory goes.
+    #[must_use]
+    pub fn memory(&self) -> CoreMemory {
+        CoreMemory {
+            weights: self.model.num_bytes(),
+            weights_read_in_a_step: self.model.num_bytes_read(),
+            kv_pool: self.cache.num_bytes(),
+        }
+    }
+
     /// Schedules, computes and samples once. Sequences that end, or whose
     /// logits are no numbers, leave the engine and free their blocks.
     ///
@@ -183,8 +213,7 @@ impl EngineCore {
         let batch = Batch::new(&self.scheduler, &chunks)?;
         #[cfg(test)]
         assert!(!std::mem::take(&mut self.panic_in_next_step), "a panic in a step, as ordered");
-        // Inside the pool, so that ops fork without waking it from outside.
-        let logits = rayon::scope(|_| self.model.forward(&batch, &self.cache))?;
+        let logits = self.pool.install(|| self.model.forward(&batch, &self.cache))?;
         for chunk in &chunks {
             self.scheduler.advance(*chunk);
         }
@@ -285,13 +314,18 @@ mod tests {
 
     use super::*;
     use crate::infer::KvBudget;
-    use crate::infer::weights::Weight;
+    use crate::infer::weights::{Weight, WeightForm};
 
     /// Noise of any shape, the same for the same name.
     pub struct Noise;
 
     impl WeightSource for Noise {
-        fn load(&self, name: &str, shape: &[usize], _: bool) -> Result<Weight, InferError> {
+        fn load(
+            &self,
+            name: &str,
+            shape: &[usize],
+            _: WeightForm,
+        ) -> Result<Weight<'_>, InferError> {
             let mut state = name.bytes().fold(17_u32, |a, b| a.wrapping_mul(31) ^ u32::from(b));
             let center = if name.contains("norm") { 1.0 } else { 0.0 };
             let values: Vec<f32> = (0..shape.iter().product())
@@ -316,12 +350,17 @@ mod tests {
     struct Damaged;
 
     impl WeightSource for Damaged {
-        fn load(&self, name: &str, shape: &[usize], keep: bool) -> Result<Weight, InferError> {
+        fn load(
+            &self,
+            name: &str,
+            shape: &[usize],
+            form: WeightForm,
+        ) -> Result<Weight<'_>, InferError> {
             if name == "model.norm.weight" {
                 let nan = vec![f32::NAN; shape.iter().product()];
                 return Ok(Weight::Dense(Tensor::from_vec(nan, shape, &Device::Cpu)?));
             }
-            Noise.load(name, shape, keep)
+            Noise.load(name, shape, form)
         }
 
         fn stored_dtype(&self) -> String {

@@ -203,6 +203,8 @@ impl EngineHost {
         match config.dtype {
             _ if *is_dummy => format!("{} (dummy)", config.dtype),
             ComputeDtype::F32 if stored == "F32" => "f32".to_owned(),
+            ComputeDtype::Bf16 if stored == "BF16" => "bf16".to_owned(),
+            ComputeDtype::Bf16 => format!("bf16 (from {stored})"),
             ComputeDtype::F32 => format!("f32 (from {stored})"),
             ComputeDtype::Quantized => format!("{stored} (activations in 8 bits)"),
         }
@@ -350,7 +352,7 @@ pub struct RequestTimings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::infer::weights::{Weight, WeightSource};
+    use crate::infer::weights::{Weight, WeightForm, WeightSource};
 
     fn tiny() -> ModelSource {
         let config = ModelConfig {
@@ -411,9 +413,14 @@ mod tests {
         /// Weights that come when the gate's other end is dropped.
         struct Gated(Box<dyn WeightSource>, Receiver<()>);
         impl WeightSource for Gated {
-            fn load(&self, name: &str, shape: &[usize], keep: bool) -> Result<Weight, InferError> {
+            fn load(
+                &self,
+                name: &str,
+                shape: &[usize],
+                form: WeightForm,
+            ) -> Result<Weight<'_>, InferError> {
                 let _ = self.1.recv();
-                self.0.load(name, shape, keep)
+                self.0.load(name, shape, form)
             }
             fn stored_dtype(&self) -> String {
                 self.0.stored_dtype()
@@ -511,7 +518,7 @@ mod tests {
     fn weights_that_cannot_be_read_fail_whoever_waits_for_them() {
         struct Unreadable;
         impl WeightSource for Unreadable {
-            fn load(&self, _: &str, _: &[usize], _: bool) -> Result<Weight, InferError> {
+            fn load(&self, _: &str, _: &[usize], _: WeightForm) -> Result<Weight<'_>, InferError> {
                 Err(InferError::Internal("unreadable, as ordered".to_owned()))
             }
             fn stored_dtype(&self) -> String {

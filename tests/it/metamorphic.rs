@@ -14,7 +14,7 @@ use yardstick::clock::Clock;
 use yardstick::infer::batch::BatchLayout;
 use yardstick::infer::model::config::RopeScaling;
 use yardstick::infer::ops::paged_attention;
-use yardstick::infer::weights::{self, OpenModel, Weight};
+use yardstick::infer::weights::{self, OpenModel, WeightForm};
 use yardstick::infer::{
     ComputeDtype, EngineConfig, EngineCore, InferRequest, KvBudget, ModelConfig, ModelSource,
     SamplingParams,
@@ -315,13 +315,9 @@ fn the_real_model_in_its_own_blocks_computes_the_same_bits_batched_and_alone() {
 /// Log-probabilities of candle's own Llama over `ids`, from position `from` on.
 fn stock_logprobs(model: &OpenModel, ids: &[u32], from: usize) -> Vec<Vec<f32>> {
     let config = &model.config;
-    let load = |(name, shape): (String, Vec<usize>)| match model
-        .weights
-        .load(&name, &shape, false)
-        .unwrap()
-    {
-        Weight::Dense(tensor) => (name, tensor),
-        Weight::Quantized(_) => panic!("{name} is quantized"),
+    let load = |(name, shape): (String, Vec<usize>)| {
+        let weight = model.weights.load(&name, &shape, WeightForm::F32).unwrap();
+        (name, weight.to_f32().unwrap())
     };
     let tensors: HashMap<_, _> = config.tensors().into_iter().map(load).collect();
     let stock_config = stock::Config {

@@ -4,11 +4,13 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::KvSizing;
-use super::sizing::KV_ELEMENT_BYTES;
+use super::sizing::KvElement;
 use crate::infer::{InferError, ModelConfig};
 use crate::units::format_bytes;
 
-/// K and V of every layer, each `[num_blocks, block_size, num_kv_heads, head_dim]`, f32.
+/// K, `[num_blocks, num_kv_heads, head_dim, block_size]`, and V, `[num_blocks,
+/// num_kv_heads, block_size, head_dim]`, of every layer: each in the order in
+/// which attention runs through it.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
@@ -26,13 +28,25 @@ impl KvCache {
         device: &Device,
     ) -> Result<Self, InferError> {
         reserve_all(sizing)?;
-        let shape =
-            (sizing.num_blocks, sizing.block_size, model.num_key_value_heads, model.head_dim);
-        let zeros = || Tensor::zeros(shape, DType::F32, device);
+        let (blocks, heads) = (sizing.num_blocks, model.num_key_value_heads);
+        let k_shape = (blocks, heads, model.head_dim, sizing.block_size);
+        let v_shape = (blocks, heads, sizing.block_size, model.head_dim);
+        let dtype = match sizing.element {
+            KvElement::F32 => DType::F32,
+            KvElement::Bf16 => DType::BF16,
+        };
+        let zeros = |shape| Tensor::zeros(shape, dtype, device);
         let layers = (0..model.num_hidden_layers)
-            .map(|_| Ok((zeros()?, zeros()?)))
+            .map(|_| Ok((zeros(k_shape)?, zeros(v_shape)?)))
             .collect::<Result<_, candle_core::Error>>()?;
         Ok(Self { layers })
+    }
+
+    /// Bytes of all layers.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        self.layers.iter().map(|(k, v)| bytes(k) + bytes(v)).sum()
     }
 
     /// K and V of a layer.
@@ -45,8 +59,8 @@ impl KvCache {
 /// Asks for the whole pool once and gives it back: a tensor that cannot be
 /// allocated would end the process, a failed reservation is an error.
 fn reserve_all(sizing: &KvSizing) -> Result<(), InferError> {
-    let elements = usize::try_from(sizing.total_bytes).unwrap_or(usize::MAX) / KV_ELEMENT_BYTES;
-    Vec::<f32>::new().try_reserve_exact(elements).map_err(|_| {
+    let bytes = usize::try_from(sizing.total_bytes).unwrap_or(usize::MAX);
+    Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| {
         InferError::Config(format!(
             "no memory for a KV pool of {} blocks ({}): lower kv_blocks or kv_memory",
             sizing.num_blocks,

@@ -1,11 +1,38 @@
 //! How large the KV pool is and how long a sequence may be: arithmetic over
 //! the model's shape and the user's settings. Allocates nothing.
 
-use crate::infer::{EngineConfig, InferError, KvBudget, ModelConfig};
+use crate::infer::{ComputeDtype, EngineConfig, InferError, KvBudget, ModelConfig};
 use crate::units::{GIB, format_bytes};
 
-/// Bytes of one K or V element: the cache is f32.
-pub const KV_ELEMENT_BYTES: usize = 4;
+/// What K and V are stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvElement {
+    /// As they are computed.
+    F32,
+    /// Rounded: half the memory, and half of what attention reads.
+    Bf16,
+}
+
+impl KvElement {
+    /// What goes with linear layers of `dtype`: a cache is no more precise
+    /// than what fills it.
+    #[must_use]
+    pub const fn of(dtype: ComputeDtype) -> Self {
+        match dtype {
+            ComputeDtype::F32 => Self::F32,
+            ComputeDtype::Bf16 | ComputeDtype::Quantized => Self::Bf16,
+        }
+    }
+
+    /// Bytes of one.
+    #[must_use]
+    pub const fn num_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
 
 /// What `KvBudget::Auto` takes at most, unless one sequence of an explicit
 /// `max_model_len` needs more.
@@ -23,6 +50,8 @@ pub struct KvSizing {
     pub block_size: usize,
     /// Blocks in the pool.
     pub num_blocks: usize,
+    /// What K and V are stored as.
+    pub element: KvElement,
     /// K and V of one token over all layers, in bytes.
     pub bytes_per_token: u64,
     /// The pool in bytes.
@@ -45,7 +74,8 @@ impl KvSizing {
             )));
         }
         let block_size = config.block_size;
-        let bytes_per_token = model.kv_bytes_per_token(KV_ELEMENT_BYTES) as u64;
+        let element = KvElement::of(config.dtype);
+        let bytes_per_token = model.kv_bytes_per_token(element.num_bytes()) as u64;
         let bytes_per_block = bytes_per_token.saturating_mul(block_size as u64);
         let num_blocks = num_blocks(config, limit, bytes_per_block)?;
         let max_model_len = match config.max_model_len {
@@ -71,7 +101,7 @@ impl KvSizing {
             )));
         }
         let total_bytes = bytes_per_block.saturating_mul(num_blocks as u64);
-        Ok(Self { max_model_len, block_size, num_blocks, bytes_per_token, total_bytes })
+        Ok(Self { max_model_len, block_size, num_blocks, element, bytes_per_token, total_bytes })
     }
 
     /// One block over all layers, in bytes.

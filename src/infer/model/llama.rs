@@ -1,15 +1,18 @@
 //! The Llama architecture, written once: a forward over a flattened ragged
 //! batch, in which chunks of prompts and single decoded tokens are all rows.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result as CandleResult, Tensor};
 
 use crate::infer::batch::Batch;
 use crate::infer::kv::KvCache;
-use crate::infer::ops::linear::PackedMatrix;
+use crate::infer::model::config::{EMBEDDING, OUTPUT_HEAD};
+use crate::infer::ops::linear::Matrix;
 use crate::infer::ops::{
-    Embedding, Linear, RopeTable, paged_attention, rms_norm, rope_and_cache, silu_mul,
+    Embedding, Linear, RmsNorm, RopeTable, paged_attention, rope_and_cache, silu_mul,
 };
-use crate::infer::weights::{Weight, WeightSource};
+use crate::infer::weights::{Weight, WeightForm, WeightSource};
 use crate::infer::{ComputeDtype, InferError, ModelConfig};
 
 /// A model with its weights.
@@ -18,7 +21,7 @@ pub struct Llama {
     config: ModelConfig,
     embedding: Embedding,
     layers: Vec<Layer>,
-    norm: Tensor,
+    norm: RmsNorm,
     lm_head: Linear,
     rope: RopeTable,
 }
@@ -26,11 +29,11 @@ pub struct Llama {
 /// One transformer layer.
 #[derive(Debug)]
 struct Layer {
-    input_norm: Tensor,
+    input_norm: RmsNorm,
     /// q, k and v side by side.
     qkv: Linear,
     output: Linear,
-    post_attention_norm: Tensor,
+    post_attention_norm: RmsNorm,
     /// gate and up side by side.
     gate_up: Linear,
     down: Linear,
@@ -48,7 +51,7 @@ impl Llama {
         dtype: ComputeDtype,
         max_len: usize,
     ) -> Result<Self, InferError> {
-        let loader = Loader { config, source, keep_quantized: dtype == ComputeDtype::Quantized };
+        let loader = Loader { config, source, dtype };
         let (embedding, lm_head) = loader.ends()?;
         let layers = (0..config.num_hidden_layers)
             .map(|layer| loader.layer(layer))
@@ -56,11 +59,28 @@ impl Llama {
         Ok(Self {
             embedding,
             layers,
-            norm: loader.vector("model.norm.weight", config.hidden_size)?,
+            norm: loader.norm("model.norm.weight")?,
             lm_head,
             rope: RopeTable::new(config, max_len),
             config: config.clone(),
         })
+    }
+
+    /// Bytes of all weights in memory.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        let own = if self.config.tie_word_embeddings { 0 } else { self.embedding.num_bytes() };
+        self.num_bytes_read() + own
+    }
+
+    /// Bytes of the matrices that every step reads whole.
+    #[must_use]
+    pub fn num_bytes_read(&self) -> usize {
+        let layer = |layer: &Layer| {
+            [&layer.qkv, &layer.output, &layer.gate_up, &layer.down].map(Linear::num_bytes)
+        };
+        let layers = self.layers.iter().flat_map(layer).sum::<usize>();
+        layers + self.lm_head.num_bytes()
     }
 
     /// Computes all rows of `batch`, writes their K and V to `cache`, and
@@ -69,41 +89,42 @@ impl Llama {
     /// # Errors
     /// When the batch does not fit the cache or the model.
     pub fn forward(&self, batch: &Batch, cache: &KvCache) -> CandleResult<Option<Tensor>> {
-        let mut x = self.embedding.forward(&batch.input_ids)?;
+        let x = self.embedding.forward(&batch.input_ids)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let Some(kv) = cache.layer(index) else {
                 candle_core::bail!("the cache has no layer {index}");
             };
-            x = self.forward_layer(layer, &x, batch, kv)?;
+            self.forward_layer(layer, &x, batch, kv)?;
         }
         if batch.logit_rows.is_empty() {
             return Ok(None);
         }
         let rows = Tensor::new(batch.logit_rows.as_slice(), &Device::Cpu)?;
         let x = x.index_select(&rows, 0)?;
-        let x = rms_norm(&x, &self.norm, self.config.rms_norm_eps)?;
+        let x = self.norm.forward(&x)?;
         Ok(Some(self.lm_head.forward(&x)?))
     }
 
-    /// `x` is `[num_tokens, hidden]`.
+    /// `x`, `[num_tokens, hidden]`, is the residual stream: both halves of the
+    /// layer add to it.
     fn forward_layer(
         &self,
         layer: &Layer,
         x: &Tensor,
         batch: &Batch,
         kv: (&Tensor, &Tensor),
-    ) -> CandleResult<Tensor> {
+    ) -> CandleResult<()> {
         let config = &self.config;
         let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
-        let h = rms_norm(x, &layer.input_norm, config.rms_norm_eps)?;
+        let h = layer.input_norm.forward(x)?;
         let qkv = layer.qkv.forward(&h)?.reshape(((), heads, config.head_dim))?;
         rope_and_cache(&qkv, kv, &batch.positions, &batch.slot_mapping, &self.rope)?;
         let q = qkv.narrow(1, 0, config.num_attention_heads)?;
         let h = paged_attention(&q, kv.0, kv.1, &batch.layout)?;
-        let x = (x + layer.output.forward(&h)?)?;
-        let h = rms_norm(&x, &layer.post_attention_norm, config.rms_norm_eps)?;
+        layer.output.forward_add(&h, x)?;
+        let h = layer.post_attention_norm.forward(x)?;
         let h = silu_mul(&layer.gate_up.forward(&h)?)?;
-        x + layer.down.forward(&h)?
+        layer.down.forward_add(&h, x)
     }
 }
 
@@ -111,27 +132,21 @@ impl Llama {
 struct Loader<'a> {
     config: &'a ModelConfig,
     source: &'a dyn WeightSource,
-    keep_quantized: bool,
+    dtype: ComputeDtype,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
     /// The embedding and the output head, which may be one matrix.
     fn ends(&self) -> Result<(Embedding, Linear), InferError> {
-        let name = "model.embed_tokens.weight";
-        let shape = [self.config.vocab_size, self.config.hidden_size];
-        let table = self.dense(name, &shape)?;
-        if !self.config.tie_word_embeddings {
-            let head = self.matrix("lm_head.weight", shape[0], shape[1])?;
-            return Ok((Embedding::Table(table), Linear::new(vec![head], None)?));
-        }
-        if self.keep_quantized {
-            let head = self.matrix(name, shape[0], shape[1])?;
-            if matches!(head, Weight::Quantized(_)) {
-                return Ok((Embedding::Table(table), Linear::new(vec![head], None)?));
-            }
-        }
-        let packed = PackedMatrix::pack(&[table])?;
-        Ok((Embedding::Tied(packed.clone()), Linear::from_packed(packed)))
+        let ModelConfig { vocab_size, hidden_size, .. } = *self.config;
+        let matrix = |name| {
+            let weight = self.matrix(name, vocab_size, hidden_size)?;
+            Ok::<_, InferError>(Arc::new(Matrix::pack(&[weight], self.dtype)?))
+        };
+        let table = matrix(EMBEDDING)?;
+        let head =
+            if self.config.tie_word_embeddings { Arc::clone(&table) } else { matrix(OUTPUT_HEAD)? };
+        Ok((Embedding::new(table), Linear::from_matrix(head)?))
     }
 
     fn layer(&self, index: usize) -> Result<Layer, InferError> {
@@ -140,49 +155,47 @@ impl Loader<'_> {
         let q = self.config.num_attention_heads * head_dim;
         let kv = self.config.num_key_value_heads * head_dim;
         let name = |part: &str| format!("model.layers.{index}.{part}");
-        let matrix = |part: &str, rows, columns| {
-            self.matrix(&name(&format!("{part}.weight")), rows, columns)
+        let linear = |parts: &[(&str, usize)], columns, bias| {
+            let matrix = |(part, rows): &(&str, usize)| {
+                self.matrix(&name(&format!("{part}.weight")), *rows, columns)
+            };
+            let weights = parts.iter().map(matrix).collect::<Result<_, _>>()?;
+            Ok::<_, InferError>(Linear::new(weights, bias, self.dtype)?)
         };
-        let norm = |part: &str| self.vector(&name(&format!("{part}.weight")), hidden);
         let bias = if self.config.attention_bias {
             let parts = [("q", q), ("k", kv), ("v", kv)]
                 .map(|(part, len)| self.vector(&name(&format!("self_attn.{part}_proj.bias")), len));
             let [q, k, v] = parts;
-            Some(Tensor::cat(&[q?, k?, v?], 0)?)
+            Some([q?, k?, v?].concat())
         } else {
             None
         };
-        let qkv = vec![
-            matrix("self_attn.q_proj", q, hidden)?,
-            matrix("self_attn.k_proj", kv, hidden)?,
-            matrix("self_attn.v_proj", kv, hidden)?,
-        ];
-        let gate_up =
-            vec![matrix("mlp.gate_proj", inner, hidden)?, matrix("mlp.up_proj", inner, hidden)?];
+        let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
+        let gate_up = [("mlp.gate_proj", inner), ("mlp.up_proj", inner)];
         Ok(Layer {
-            input_norm: norm("input_layernorm")?,
-            qkv: Linear::new(qkv, bias)?,
-            output: Linear::new(vec![matrix("self_attn.o_proj", hidden, q)?], None)?,
-            post_attention_norm: norm("post_attention_layernorm")?,
-            gate_up: Linear::new(gate_up, None)?,
-            down: Linear::new(vec![matrix("mlp.down_proj", hidden, inner)?], None)?,
+            input_norm: self.norm(&name("input_layernorm.weight"))?,
+            qkv: linear(&qkv, hidden, bias)?,
+            output: linear(&[("self_attn.o_proj", hidden)], q, None)?,
+            post_attention_norm: self.norm(&name("post_attention_layernorm.weight"))?,
+            gate_up: linear(&gate_up, hidden, None)?,
+            down: linear(&[("mlp.down_proj", hidden)], inner, None)?,
         })
     }
 
-    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Weight, InferError> {
-        self.source.load(name, &[rows, columns], self.keep_quantized)
+    fn norm(&self, name: &str) -> Result<RmsNorm, InferError> {
+        Ok(RmsNorm::new(self.vector(name, self.config.hidden_size)?, self.config.rms_norm_eps))
     }
 
-    fn vector(&self, name: &str, len: usize) -> Result<Tensor, InferError> {
-        self.dense(name, &[len])
+    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Weight<'a>, InferError> {
+        let form = match self.dtype {
+            ComputeDtype::F32 => WeightForm::F32,
+            ComputeDtype::Bf16 => WeightForm::Bf16,
+            ComputeDtype::Quantized => WeightForm::Stored,
+        };
+        self.source.load(name, &[rows, columns], form)
     }
 
-    fn dense(&self, name: &str, shape: &[usize]) -> Result<Tensor, InferError> {
-        match self.source.load(name, shape, false)? {
-            Weight::Dense(tensor) => Ok(tensor),
-            Weight::Quantized(_) => {
-                Err(InferError::Internal(format!("{name} came quantized although f32 was asked")))
-            }
-        }
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, InferError> {
+        Ok(self.source.load(name, &[len], WeightForm::F32)?.to_f32()?.to_vec1()?)
     }
 }

@@ -1,28 +1,33 @@
-//! Token ids to rows of the embedding, from a plain table or from the packed
-//! output head that shares its weights.
+//! Token ids to rows of the embedding, which may be the output head's matrix.
 
-use candle_core::{Device, Result, Tensor};
+use std::sync::Arc;
 
-use super::linear::PackedMatrix;
+use candle_core::{Result, Tensor};
 
-/// The embedding of a model.
+use super::linear::Matrix;
+
+/// The embedding of a model, `[vocab, hidden]`.
 #[derive(Debug)]
-pub enum Embedding {
-    /// `[vocab, hidden]`.
-    Table(Tensor),
-    /// The output head: tied weights are kept once.
-    Tied(PackedMatrix),
-}
+pub struct Embedding(Arc<Matrix>);
 
 impl Embedding {
-    /// `[num_tokens]` to `[num_tokens, hidden]`.
+    /// Rows of `table`; a tied output head multiplies with the same one.
+    #[must_use]
+    pub const fn new(table: Arc<Matrix>) -> Self {
+        Self(table)
+    }
+
+    /// `[num_tokens]` to `[num_tokens, hidden]`, f32.
     ///
     /// # Errors
     /// When an id is not in the vocabulary.
     pub fn forward(&self, ids: &[u32]) -> Result<Tensor> {
-        match self {
-            Self::Table(table) => table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0),
-            Self::Tied(matrix) => matrix.rows(ids),
-        }
+        self.0.rows(ids)
+    }
+
+    /// Bytes in memory.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.0.num_bytes()
     }
 }

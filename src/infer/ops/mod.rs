@@ -6,8 +6,10 @@
 //! alone, in any batch, in chunks or whole.
 
 pub mod attention;
+mod columns;
 pub mod embedding;
 pub mod linear;
+pub mod pool;
 pub mod rms_norm;
 pub mod rope_and_cache;
 pub mod silu_mul;
@@ -16,7 +18,7 @@ mod simd;
 pub use attention::paged_attention;
 pub use embedding::Embedding;
 pub use linear::Linear;
-pub use rms_norm::rms_norm;
+pub use rms_norm::RmsNorm;
 pub use rope_and_cache::{RopeTable, rope_and_cache};
 pub use silu_mul::silu_mul;
 

@@ -9,14 +9,16 @@ use std::f32::consts::PI;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
-use rayon::prelude::*;
 
-use super::{f32_slice, f32_slice_mut};
+use half::bf16;
+
+use super::simd::bf16_bits;
+use super::{f32_slice, f32_slice_mut, pool};
 use crate::infer::ModelConfig;
 use crate::infer::model::config::RopeScaling;
 
-/// Rows below which a second thread costs more than it brings.
-const PARALLEL_MIN: usize = 32;
+/// Rows that one task rotates.
+const TASK_ROWS: usize = 16;
 
 /// Cosine and sine of every angle up to a length. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -86,8 +88,9 @@ fn scaled(frequency: f32, scaling: &RopeScaling) -> f32 {
 }
 
 /// Rotates q and k of `qkv`, `[num_tokens, q heads + 2 * kv heads, head_dim]`,
-/// in place, and copies k and v to `slot_mapping`'s slots of the layer's cache,
-/// `[num_blocks, block_size, kv heads, head_dim]` each.
+/// in place, and copies k and v to `slot_mapping`'s slots of the layer's cache: K
+/// is `[num_blocks, kv heads, head_dim, block_size]`, V `[num_blocks, kv heads,
+/// block_size, head_dim]`, f32 or bf16.
 ///
 /// # Errors
 /// When a shape, a position or a slot does not fit; the cache may then hold
@@ -100,7 +103,7 @@ pub fn rope_and_cache(
     table: &RopeTable,
 ) -> Result<()> {
     let (num_tokens, heads, head_dim) = qkv.dims3()?;
-    let (_, _, kv_heads, cache_dim) = k_cache.dims4()?;
+    let (_, kv_heads, cache_dim, _) = k_cache.dims4()?;
     if positions.len() != num_tokens || slot_mapping.len() != num_tokens {
         bail!(
             "{num_tokens} tokens with {} positions and {} slots",
@@ -108,14 +111,21 @@ pub fn rope_and_cache(
             slot_mapping.len()
         );
     }
-    if heads < 2 * kv_heads || head_dim != cache_dim || head_dim != 2 * table.half {
+    let (num_blocks, _, _, block_size) = k_cache.dims4()?;
+    let v_shape = (num_blocks, kv_heads, block_size, head_dim);
+    if heads < 2 * kv_heads
+        || v_cache.dims4()? != v_shape
+        || head_dim != cache_dim
+        || head_dim != 2 * table.half
+    {
         bail!("qkv {:?} does not fit a cache of {:?}", qkv.shape(), k_cache.shape());
     }
     qkv.inplace_op1(&Rotate { rotated_heads: heads - kv_heads, positions, table })?;
     let first_k = (heads - 2 * kv_heads) * head_dim;
     let first_v = (heads - kv_heads) * head_dim;
-    k_cache.inplace_op2(qkv, &Store { first_column: first_k, slot_mapping })?;
-    v_cache.inplace_op2(qkv, &Store { first_column: first_v, slot_mapping })
+    let store = |first_column, order| Store { first_column, slot_mapping, order };
+    k_cache.inplace_op2(qkv, &store(first_k, Order::Elements))?;
+    v_cache.inplace_op2(qkv, &store(first_v, Order::Tokens))
 }
 
 /// Rotates the first heads of every row.
@@ -136,18 +146,16 @@ impl InplaceOp1 for Rotate<'_> {
             bail!("position {position} is past the rotary table");
         }
         let qkv = f32_slice_mut(storage, layout, "qkv")?;
-        let rotate = |(row, position): (&mut [f32], &usize)| {
-            let angles = self.table.row(*position).unwrap_or_default();
-            for head in row.chunks_exact_mut(head_dim).take(self.rotated_heads) {
-                rotate_head(head, angles);
-            }
-        };
         let width = heads * head_dim;
-        if self.positions.len() < PARALLEL_MIN {
-            qkv.chunks_exact_mut(width).zip(self.positions).for_each(rotate);
-        } else {
-            qkv.par_chunks_exact_mut(width).zip(self.positions).for_each(rotate);
-        }
+        pool::for_each_chunk(qkv, TASK_ROWS * width, |task, rows| {
+            let positions = &self.positions[task * TASK_ROWS..];
+            for (row, position) in rows.chunks_exact_mut(width).zip(positions) {
+                let angles = self.table.row(*position).unwrap_or_default();
+                for head in row.chunks_exact_mut(head_dim).take(self.rotated_heads) {
+                    rotate_head(head, angles);
+                }
+            }
+        });
         Ok(())
     }
 }
@@ -163,6 +171,16 @@ fn rotate_head(head: &mut [f32], angles: &[(f32, f32)]) {
 struct Store<'a> {
     first_column: usize,
     slot_mapping: &'a [usize],
+    order: Order,
+}
+
+/// How a block holds the elements of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// `[head_dim, block_size]`: K, of whose tokens a score takes one element each.
+    Elements,
+    /// `[block_size, head_dim]`: V.
+    Tokens,
 }
 
 impl InplaceOp2 for Store<'_> {
@@ -170,7 +188,7 @@ impl InplaceOp2 for Store<'_> {
         "store-kv"
     }
 
-    /// The cache is `[num_blocks, block_size, kv heads, head_dim]`, the rows are
+    /// The cache is `[num_blocks, kv heads, ..]`, see [`Order`]; the rows are
     /// `[num_tokens, heads, head_dim]`.
     fn cpu_fwd(
         &self,
@@ -179,20 +197,60 @@ impl InplaceOp2 for Store<'_> {
         rows: &CpuStorage,
         rows_layout: &Layout,
     ) -> Result<()> {
-        let (num_blocks, block_size, kv_heads, head_dim) = cache_layout.shape().dims4()?;
-        let (_, heads, _) = rows_layout.shape().dims3()?;
-        let (num_slots, width) = (num_blocks * block_size, kv_heads * head_dim);
-        let cache = f32_slice_mut(cache, cache_layout, "the cache")?;
-        let rows = f32_slice(rows, rows_layout, "qkv")?.chunks_exact(heads * head_dim);
-        for (row, slot) in rows.zip(self.slot_mapping) {
+        let rows_of = f32_slice(rows, rows_layout, "qkv")?;
+        let Some((start, end)) = cache_layout.contiguous_offsets() else {
+            bail!("the cache must be contiguous, got {cache_layout:?}");
+        };
+        let shapes = (cache_layout.shape().dims4()?, rows_layout.shape().dims3()?);
+        match cache {
+            CpuStorage::F32(cache) => self.copy(&mut cache[start..end], rows_of, shapes, |x| x),
+            CpuStorage::BF16(cache) => {
+                let round = |x| bf16::from_bits(low_half(bf16_bits(x)));
+                self.copy(&mut cache[start..end], rows_of, shapes, round)
+            }
+            _ => bail!("the cache must be f32 or bf16"),
+        }
+    }
+}
+
+/// The shape of a layer's K or V, and of the rows to be stored.
+type Shapes = ((usize, usize, usize, usize), (usize, usize, usize));
+
+impl Store<'_> {
+    fn copy<E: Copy>(
+        &self,
+        cache: &mut [E],
+        rows: &[f32],
+        ((num_blocks, kv_heads, inner, outer), (_, heads, head_dim)): Shapes,
+        round: impl Fn(f32) -> E,
+    ) -> Result<()> {
+        let block_size = if self.order == Order::Tokens { inner } else { outer };
+        let num_slots = num_blocks * block_size;
+        for (row, slot) in rows.chunks_exact(heads * head_dim).zip(self.slot_mapping) {
             if *slot >= num_slots {
                 bail!("slot {slot} of a cache of {num_slots}");
             }
-            let values = &row[self.first_column..self.first_column + width];
-            cache[slot * width..(slot + 1) * width].copy_from_slice(values);
+            let (block, within) = (slot / block_size, slot % block_size);
+            let values = &row[self.first_column..self.first_column + kv_heads * head_dim];
+            for (head, values) in values.chunks_exact(head_dim).enumerate() {
+                let start = (block * kv_heads + head) * block_size * head_dim;
+                let block = &mut cache[start..start + block_size * head_dim];
+                let (first, step) = match self.order {
+                    Order::Tokens => (within * head_dim, 1),
+                    Order::Elements => (within, block_size),
+                };
+                for (place, value) in block[first..].iter_mut().step_by(step).zip(values) {
+                    *place = round(*value);
+                }
+            }
         }
         Ok(())
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the upper half is zero")]
+const fn low_half(bits: u32) -> u16 {
+    bits as u16
 }
 
 #[cfg(test)]
@@ -242,11 +300,12 @@ mod tests {
         // Two tokens, 2 q heads + k + v of width 4.
         let values: Vec<f32> = (0..32).map(|v| v as f32).collect();
         let qkv = Tensor::from_vec(values.clone(), (2, 4, 4), &Device::Cpu).unwrap();
-        let zeros = || Tensor::zeros((3, 2, 1, 4), DType::F32, &Device::Cpu).unwrap();
-        let (k, v) = (zeros(), zeros());
+        let zeros = |shape| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let (k, v) = (zeros((3, 1, 4, 2)), zeros((3, 1, 2, 4)));
         rope_and_cache(&qkv, (&k, &v), &[0, 5], &[4, 1], &table).unwrap();
 
         let cache = |cache: &Tensor| cache.reshape((6, 4)).unwrap().to_vec2::<f32>().unwrap();
+        let k = k.transpose(2, 3).unwrap().contiguous().unwrap();
         let (k, v) = (cache(&k), cache(&v));
         assert_eq!(v[4], values[12..16], "v is not rotated");
         assert_eq!(v[1], values[28..32]);
@@ -263,11 +322,9 @@ mod tests {
     fn slots_and_positions_out_of_range_are_errors() {
         let table = RopeTable::new(&model(4, None), 64);
         let qkv = Tensor::zeros((1, 4, 4), DType::F32, &Device::Cpu).unwrap();
-        let cache = Tensor::zeros((3, 2, 1, 4), DType::F32, &Device::Cpu).unwrap();
-        let run = |position, slot| {
-            let other = cache.copy().unwrap();
-            rope_and_cache(&qkv, (&cache, &other), &[position], &[slot], &table)
-        };
+        let zeros = |shape| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let (k, v) = (zeros((3, 1, 4, 2)), zeros((3, 1, 2, 4)));
+        let run = |position, slot| rope_and_cache(&qkv, (&k, &v), &[position], &[slot], &table);
         assert!(run(0, 5).is_ok());
         assert!(run(0, 6).is_err());
         assert!(run(64, 0).is_err());

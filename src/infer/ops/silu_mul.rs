@@ -1,13 +1,12 @@
 //! The gate of the MLP: `silu(gate) * up`, from one tensor that holds both.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
-use super::f32_slice;
-use super::simd::{Isa, exp};
+use super::simd::{Isa, dispatch, exp};
+use super::{f32_slice, pool};
 
-/// Elements below which a second thread costs more than it brings.
-const PARALLEL_MIN: usize = 1 << 14;
+/// Elements of the output that one task fills.
+const TASK_ELEMENTS: usize = 1 << 12;
 
 /// `gate_up` of `[num_tokens, 2 * width]`, gate first, to `[num_tokens, width]`.
 ///
@@ -33,45 +32,26 @@ impl CustomOp1 for SiluMul {
         let gate_up = f32_slice(storage, layout, "gate_up")?;
         let mut y = vec![0_f32; num_tokens * width];
         let isa = Isa::detect();
-        let run = |(y, row): (&mut [f32], &[f32])| gate_row(isa, row, y);
-        if y.len() < PARALLEL_MIN {
-            y.chunks_exact_mut(width).zip(gate_up.chunks_exact(both)).for_each(run);
-        } else {
-            y.par_chunks_exact_mut(width).zip(gate_up.par_chunks_exact(both)).for_each(run);
-        }
+        let rows = (TASK_ELEMENTS / width).max(1);
+        pool::for_each_chunk(&mut y, rows * width, |task, y| {
+            let gate_up = &gate_up[task * rows * both..][..2 * y.len()];
+            gate_rows(isa, gate_up, y, width);
+        });
         Ok((CpuStorage::F32(y), Shape::from((num_tokens, width))))
     }
 }
 
-fn gate_row(isa: Isa, row: &[f32], y: &mut [f32]) {
-    match isa {
-        // SAFETY: `Isa::detect` names only what the processor has.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { gate_row_avx512(row, y) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { gate_row_avx2(row, y) },
-        Isa::Portable => gate_row_any::<false>(row, y),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn gate_row_avx512(row: &[f32], y: &mut [f32]) {
-    gate_row_any::<true>(row, y);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn gate_row_avx2(row: &[f32], y: &mut [f32]) {
-    gate_row_any::<true>(row, y);
+fn gate_rows(isa: Isa, gate_up: &[f32], y: &mut [f32], width: usize) {
+    dispatch!(isa, rows(gate_up: &[f32], y: &mut [f32], width: usize));
 }
 
 #[inline(always)]
-fn gate_row_any<const FUSED: bool>(row: &[f32], y: &mut [f32]) {
-    let (gate, up) = row.split_at(y.len());
-    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-        *y = gate / (1.0 + exp::<FUSED>(-gate)) * up;
+fn rows<const FUSED: bool>(gate_up: &[f32], y: &mut [f32], width: usize) {
+    for (gate_up, y) in gate_up.chunks_exact(2 * width).zip(y.chunks_exact_mut(width)) {
+        let (gate, up) = gate_up.split_at(width);
+        for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+            *y = gate / (1.0 + exp::<FUSED>(-gate)) * up;
+        }
     }
 }
 

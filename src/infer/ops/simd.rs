@@ -1,13 +1,19 @@
 //! Which vector instructions this processor has, and the few scalar functions
 //! that are written so that the compiler can vectorise them.
 
-/// Instruction sets that kernels come in, best first.
+/// Instruction sets that kernels come in, best first; each has those after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
-    /// 512-bit vectors with fused multiply-add.
+    /// AVX-512 with dot products of bf16 pairs, and of bytes.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+    /// AVX-512 with dot products of bytes.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    /// 512-bit vectors of floats, words and bytes.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// 256-bit vectors with fused multiply-add.
+    /// 256-bit vectors with fused multiply-add, and conversion of f16.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// Whatever the target was compiled for.
@@ -15,36 +21,107 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// All of them, best first.
+    const ALL: &[Self] = &[
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512Bf16,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512Vnni,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        Self::Portable,
+    ];
+
     /// The best one this processor has; std remembers the answer.
     pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") {
-                return Self::Avx512;
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Self::Avx2;
-            }
-        }
-        Self::Portable
+        Self::ALL.iter().copied().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
     }
 
     /// All that this processor has: for tests that compare them.
     #[cfg(test)]
     pub fn available() -> Vec<Self> {
-        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "nothing is added"))]
-        let mut all = vec![Self::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                all.push(Self::Avx2);
-            }
-            if is_x86_feature_detected!("avx512f") {
-                all.push(Self::Avx512);
-            }
-        }
-        all
+        Self::ALL.iter().copied().filter(|isa| isa.is_available()).collect()
     }
+
+    fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        macro_rules! has {
+            ($($feature:tt)*) => { $(is_x86_feature_detected!($feature))&&* };
+        }
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512Vnni.is_available() && has!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => Self::Avx512.is_available() && has!("avx512vnni"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available() && has!("avx512f" "avx512bw" "avx512dq" "avx512vl")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => has!("avx2" "fma" "f16c"),
+            Self::Portable => true,
+        }
+    }
+}
+
+/// Runs `$f::<FUSED>(args)` compiled for `$isa`: the compiler vectorises the
+/// body three times over.
+macro_rules! dispatch {
+    ($isa:expr, $f:ident($($arg:ident: $type:ty),* $(,)?)) => {{
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512($($arg: $type),*) {
+            $f::<true>($($arg),*);
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn avx2($($arg: $type),*) {
+            $f::<true>($($arg),*);
+        }
+        match $isa {
+            // SAFETY: `Isa::detect` and `Isa::available` name only what the
+            // processor has.
+            #[cfg(target_arch = "x86_64")]
+            $crate::infer::ops::simd::Isa::Avx512Bf16
+            | $crate::infer::ops::simd::Isa::Avx512Vnni
+            | $crate::infer::ops::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            $crate::infer::ops::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+            $crate::infer::ops::simd::Isa::Portable => $f::<false>($($arg),*),
+        }
+    }};
+}
+pub(super) use dispatch;
+
+/// Fetches the cache line at `address`. A hint: where nothing is, it does nothing.
+#[inline(always)]
+pub fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// The bf16 nearest to `x`, ties to even, in the low half.
+#[inline(always)]
+pub fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    // Rounding could carry a NaN over to infinity or zero.
+    if x.is_nan() { (bits >> 16) | 0x40 } else { rounded }
+}
+
+/// Two bf16 in a word, `low` in the low half.
+#[inline(always)]
+pub fn pair_of(low: f32, high: f32) -> u32 {
+    bf16_bits(low) | (bf16_bits(high) << 16)
 }
 
 /// Lanes of the reductions below. Fixed, so that a sum does not depend on the machine's width.

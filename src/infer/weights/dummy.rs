@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::{InferError, Weight, WeightSource};
+use super::{InferError, Weight, WeightForm, WeightSource};
 use crate::infer::ModelConfig;
 
 /// Standard deviation of the weights, as models are initialised with.
@@ -45,12 +45,7 @@ impl DummyWeights {
 impl WeightSource for DummyWeights {
     /// Norms are one, biases zero, everything else close to normal with a
     /// standard deviation of 0.02: activations stay finite through any depth.
-    fn load(
-        &self,
-        name: &str,
-        shape: &[usize],
-        _keep_quantized: bool,
-    ) -> Result<Weight, InferError> {
+    fn load(&self, name: &str, shape: &[usize], _: WeightForm) -> Result<Weight<'_>, InferError> {
         let elements = shape.iter().product();
         let values = if name.ends_with("norm.weight") {
             vec![1.0; elements]
@@ -121,9 +116,9 @@ mod tests {
     }
 
     fn load(seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
-        match DummyWeights::new(config(), seed).load(name, shape, false).unwrap() {
+        match DummyWeights::new(config(), seed).load(name, shape, WeightForm::Stored).unwrap() {
             Weight::Dense(tensor) => tensor.flatten_all().unwrap().to_vec1().unwrap(),
-            Weight::Quantized(_) => panic!("noise is dense"),
+            other => panic!("noise is dense, not {other:?}"),
         }
     }
 

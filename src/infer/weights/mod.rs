@@ -6,16 +6,15 @@ mod dummy;
 mod gguf;
 mod mapping;
 mod safetensors;
+mod weight;
+
+pub use weight::{Bf16Rows, QuantizedRows, Weight};
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use candle_core::Tensor;
-use candle_core::quantized::QTensor;
 
 use self::dummy::DummyWeights;
 use self::gguf::GgufFile;
@@ -40,24 +39,26 @@ pub enum ModelSource {
     },
 }
 
-/// One weight, dense or in the blocks of its file.
-#[derive(Debug, Clone)]
-pub enum Weight {
-    /// Dense, f32, contiguous.
-    Dense(Tensor),
-    /// GGML blocks, `[out, in]`.
-    Quantized(Arc<QTensor>),
+/// What a caller can take besides f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightForm {
+    /// Nothing: everything is widened.
+    F32,
+    /// Matrices that are stored as bf16 stay so.
+    Bf16,
+    /// Matrices of bf16 and of quantized blocks stay as they are.
+    Stored,
 }
 
 /// Tensors by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`).
 pub trait WeightSource: Send {
-    /// The named tensor. `shape` is checked. With `keep_quantized` a
-    /// block-quantized matrix stays as it is; everything else is widened to f32.
+    /// The named tensor. `shape` is checked. What is no matrix, and what `form`
+    /// does not name, is widened to f32.
     ///
     /// # Errors
     /// [`InferError::Load`] names the file, the tensor, and expected against got.
-    fn load(&self, name: &str, shape: &[usize], keep_quantized: bool)
-    -> Result<Weight, InferError>;
+    fn load(&self, name: &str, shape: &[usize], form: WeightForm)
+    -> Result<Weight<'_>, InferError>;
 
     /// How the weights are stored, such as `Q4_1` or `BF16`: the type that holds most bytes.
     fn stored_dtype(&self) -> String;

@@ -10,7 +10,9 @@ use serde::Deserialize;
 
 use super::dense::{widen_bf16, widen_f16, widen_f32, widen_parallel};
 use super::mapping::MappedFile;
-use super::{InferError, Weight, WeightSource, load_error, majority, read_text};
+use super::{
+    Bf16Rows, InferError, Weight, WeightForm, WeightSource, load_error, majority, read_text,
+};
 use crate::infer::ModelConfig;
 use crate::infer::model::config::{EMBEDDING, OUTPUT_HEAD};
 
@@ -136,8 +138,8 @@ impl WeightSource for SafetensorsFolder {
         &self,
         name: &str,
         shape: &[usize],
-        _keep_quantized: bool,
-    ) -> Result<Weight, InferError> {
+        form: WeightForm,
+    ) -> Result<Weight<'_>, InferError> {
         let tied = name == OUTPUT_HEAD && self.config.tie_word_embeddings;
         let name = if tied { EMBEDDING } else { name };
         let folder = self.files.first().and_then(|file| file.path().parent());
@@ -145,6 +147,11 @@ impl WeightSource for SafetensorsFolder {
             .find(name, shape)
             .map_err(|reason| load_error(folder.unwrap_or_else(|| Path::new("")), reason))?;
         let raw = &self.files[stored.file].bytes()[stored.range.clone()];
+        if let (Dtype::BF16, WeightForm::Bf16 | WeightForm::Stored, [rows, columns]) =
+            (stored.dtype, form, shape)
+        {
+            return Ok(Weight::Bf16(Bf16Rows::new(raw, [*rows, *columns])?));
+        }
         let values = match stored.dtype {
             Dtype::F16 => widen_parallel(raw, 2, widen_f16),
             Dtype::BF16 => widen_parallel(raw, 2, widen_bf16),

@@ -16,7 +16,7 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
 use yardstick::catalog::{DEFAULT_MODEL, LocateOptions, Places, locate_in};
-use yardstick::infer::weights::{self, OpenModel, Weight};
+use yardstick::infer::weights::{self, OpenModel, Weight, WeightForm};
 use yardstick::infer::{ModelConfig, ModelSource};
 
 /// Name, shape, values.
@@ -45,18 +45,14 @@ pub(crate) fn dense_weights(model: &OpenModel) -> Vec<NamedTensor> {
         .tensors()
         .into_iter()
         .map(|(name, shape)| {
-            let values = values(&model.weights.load(&name, &shape, false).unwrap());
+            let values = values(&model.weights.load(&name, &shape, WeightForm::F32).unwrap());
             (name, shape, values)
         })
         .collect()
 }
 
-pub(crate) fn values(weight: &Weight) -> Vec<f32> {
-    let tensor = match weight {
-        Weight::Dense(tensor) => tensor.clone(),
-        Weight::Quantized(tensor) => tensor.dequantize(&Device::Cpu).unwrap(),
-    };
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
+pub(crate) fn values(weight: &Weight<'_>) -> Vec<f32> {
+    weight.to_f32().unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Writes the Hugging Face form of a GGUF: weights in f32, and a tokenizer.json

@@ -2,7 +2,7 @@
 
 use candle_core::quantized::GgmlDType;
 use safetensors::tensor::Dtype;
-use yardstick::infer::weights::{self, Weight};
+use yardstick::infer::weights::{self, Weight, WeightForm};
 use yardstick::infer::{ComputeDtype, EngineConfig, EngineHost, ModelSource};
 
 use super::forms::{
@@ -65,9 +65,9 @@ fn blocks_that_are_kept_hold_the_same_numbers_as_widened_ones() {
     write_tiny_gguf(&path, GgmlDType::Q4_1);
     let model = weights::open(&ModelSource::Gguf(path)).unwrap();
     for (name, shape) in model.config.tensors() {
-        let kept = model.weights.load(&name, &shape, true).unwrap();
+        let kept = model.weights.load(&name, &shape, WeightForm::Stored).unwrap();
         assert_eq!(matches!(kept, Weight::Quantized(_)), shape.len() == 2, "{name}");
-        let widened = model.weights.load(&name, &shape, false).unwrap();
+        let widened = model.weights.load(&name, &shape, WeightForm::F32).unwrap();
         assert_eq!(values(&kept), values(&widened), "{name}");
     }
     assert_eq!(model.weights.stored_dtype(), "Q4_1");
@@ -83,8 +83,9 @@ fn a_tied_output_head_is_the_embedding() {
         let model = weights::open(&source).unwrap();
         assert!(model.config.tie_word_embeddings);
         let shape = [model.config.vocab_size, model.config.hidden_size];
-        let head = model.weights.load("lm_head.weight", &shape, false).unwrap();
-        let embedding = model.weights.load("model.embed_tokens.weight", &shape, false).unwrap();
+        let head = model.weights.load("lm_head.weight", &shape, WeightForm::F32).unwrap();
+        let embedding =
+            model.weights.load("model.embed_tokens.weight", &shape, WeightForm::F32).unwrap();
         assert_eq!(values(&head), values(&embedding));
     }
 }
@@ -95,9 +96,10 @@ fn a_tensor_that_no_model_has_is_an_error() {
     let path = folder.path().join("tiny.gguf");
     write_tiny_gguf(&path, GgmlDType::F32);
     let model = weights::open(&ModelSource::Gguf(path)).unwrap();
-    let error = model.weights.load("model.layers.0.mlp.experts.weight", &[1], false).unwrap_err();
+    let error =
+        model.weights.load("model.layers.0.mlp.experts.weight", &[1], WeightForm::F32).unwrap_err();
     assert!(error.to_string().contains("mlp.experts"), "{error}");
-    let error = model.weights.load("model.norm.weight", &[7], false).unwrap_err();
+    let error = model.weights.load("model.norm.weight", &[7], WeightForm::F32).unwrap_err();
     assert!(error.to_string().contains("[32], expected [7]"), "{error}");
 }
 

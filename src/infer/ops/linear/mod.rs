@@ -1,61 +1,77 @@
-//! Linear layers: dense matrices in panels ([`PackedMatrix`]), or GGUF blocks
+//! Linear layers: dense matrices in panels of f32 or bf16, or GGUF blocks
 //! multiplied as they are.
 
-mod kernel;
-mod packed;
+mod matrix;
+mod panels;
+mod tile;
 
-pub use packed::PackedMatrix;
+pub use matrix::Matrix;
 
-use candle_core::quantized::QMatMul;
-use candle_core::{D, Module, Result, Tensor, bail};
+use std::sync::Arc;
 
+use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail};
+
+use super::columns::Columns;
+use super::{f32_slice, f32_slice_mut};
+use crate::infer::ComputeDtype;
 use crate::infer::weights::Weight;
 
 /// `y = x W^T + b` over `x` of `[num_tokens, in]`. Several matrices that take
 /// the same input stand in one layer; their outputs lie side by side.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Form,
+    /// Each with the first of its columns in the output.
+    parts: Vec<(usize, Arc<Matrix>)>,
+    in_features: usize,
+    out_features: usize,
     /// `[out]`.
-    bias: Option<Tensor>,
-}
-
-#[derive(Debug)]
-enum Form {
-    Packed(PackedMatrix),
-    Quantized(Vec<QMatMul>),
+    bias: Option<Vec<f32>>,
 }
 
 impl Linear {
     /// The layer of `weights`, each `[out_i, in]`, their outputs concatenated,
-    /// with one bias over all of them.
+    /// with one bias over all of them. Neighbours of one form become one matrix.
     ///
     /// # Errors
     /// When the matrices do not fit together.
-    pub fn new(weights: Vec<Weight>, bias: Option<Tensor>) -> Result<Self> {
-        let mut dense = Vec::new();
-        let mut quantized = Vec::new();
-        for weight in weights {
-            match weight {
-                Weight::Dense(tensor) => {
-                    quantized.push(QMatMul::Tensor(tensor.clone()));
-                    dense.push(tensor);
-                }
-                Weight::Quantized(tensor) => quantized.push(QMatMul::from_arc(tensor)?),
-            }
-        }
-        let weight = if dense.len() == quantized.len() {
-            Form::Packed(PackedMatrix::pack(&dense)?)
-        } else {
-            Form::Quantized(quantized)
-        };
-        Ok(Self { weight, bias })
+    pub fn new(
+        weights: Vec<Weight<'_>>,
+        bias: Option<Vec<f32>>,
+        dtype: ComputeDtype,
+    ) -> Result<Self> {
+        let alike = |a: &Weight<'_>, b: &Weight<'_>| a.packs_with(b, dtype);
+        let matrices = weights
+            .chunk_by(alike)
+            .map(|group| Matrix::pack(group, dtype).map(Arc::new))
+            .collect::<Result<Vec<_>>>()?;
+        Self::of(matrices, bias)
     }
 
-    /// The layer of a matrix that is packed already, such as a tied output head.
-    #[must_use]
-    pub const fn from_packed(matrix: PackedMatrix) -> Self {
-        Self { weight: Form::Packed(matrix), bias: None }
+    /// The layer of a matrix that is shared, such as a tied output head.
+    ///
+    /// # Errors
+    /// Never for a matrix that was packed.
+    pub fn from_matrix(matrix: Arc<Matrix>) -> Result<Self> {
+        Self::of(vec![matrix], None)
+    }
+
+    fn of(matrices: Vec<Arc<Matrix>>, bias: Option<Vec<f32>>) -> Result<Self> {
+        let Some(first) = matrices.first() else { bail!("a linear layer without a matrix") };
+        let in_features = first.in_features();
+        let mut out_features = 0;
+        let mut parts = Vec::with_capacity(matrices.len());
+        for matrix in matrices {
+            if matrix.in_features() != in_features {
+                bail!("inputs of {in_features} and of {} in one layer", matrix.in_features());
+            }
+            let column = out_features;
+            out_features += matrix.out_features();
+            parts.push((column, matrix));
+        }
+        if bias.as_ref().is_some_and(|bias| bias.len() != out_features) {
+            bail!("a bias that does not fit {out_features} outputs");
+        }
+        Ok(Self { parts, in_features, out_features, bias })
     }
 
     /// `[num_tokens, in]` to `[num_tokens, out]`.
@@ -63,33 +79,88 @@ impl Linear {
     /// # Errors
     /// When `x` has another width.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = match &self.weight {
-            Form::Packed(matrix) => matrix.matmul(x)?,
-            Form::Quantized(parts) => match parts.as_slice() {
-                [] => bail!("a linear layer without a matrix"),
-                [one] => one.forward(x)?,
-                parts => {
-                    let outputs: Vec<_> =
-                        parts.iter().map(|part| part.forward(x)).collect::<Result<_>>()?;
-                    Tensor::cat(&outputs, D::Minus1)?
-                }
-            },
-        };
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
+        x.apply_op1_no_bwd(&Forward(self))
+    }
+
+    /// Adds the layer's output to `sum`, `[num_tokens, out]`, in place.
+    ///
+    /// # Errors
+    /// When `x` or `sum` has another width.
+    pub fn forward_add(&self, x: &Tensor, sum: &Tensor) -> Result<()> {
+        sum.inplace_op2(x, &Forward(self))
+    }
+
+    /// Bytes of its matrices in memory.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.parts.iter().map(|(_, matrix)| matrix.num_bytes()).sum()
+    }
+
+    fn check(&self, layout: &Layout) -> Result<usize> {
+        let (num_tokens, width) = layout.shape().dims2()?;
+        if width != self.in_features {
+            bail!("expected x of [_, {}], got {layout:?}", self.in_features);
         }
+        Ok(num_tokens)
+    }
+
+    fn run(&self, x: &[f32], y: &mut [f32], add: bool) -> Result<()> {
+        let columns = Columns::of(y, self.out_features, add);
+        for (column, matrix) in &self.parts {
+            matrix.matmul(x, columns.from_column(*column))?;
+        }
+        if let Some(bias) = &self.bias {
+            for row in y.chunks_exact_mut(self.out_features) {
+                row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Forward<'a>(&'a Linear);
+
+impl CustomOp1 for Forward<'_> {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let num_tokens = self.0.check(layout)?;
+        let mut y = vec![0_f32; num_tokens * self.0.out_features];
+        self.0.run(f32_slice(x, layout, "x")?, &mut y, false)?;
+        Ok((CpuStorage::F32(y), Shape::from((num_tokens, self.0.out_features))))
+    }
+}
+
+impl InplaceOp2 for Forward<'_> {
+    fn name(&self) -> &'static str {
+        "linear-add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        sum: &mut CpuStorage,
+        sum_layout: &Layout,
+        x: &CpuStorage,
+        layout: &Layout,
+    ) -> Result<()> {
+        let num_tokens = self.0.check(layout)?;
+        if sum_layout.shape().dims2()? != (num_tokens, self.0.out_features) {
+            bail!("expected a sum of [{num_tokens}, {}], got {sum_layout:?}", self.0.out_features);
+        }
+        let sum = f32_slice_mut(sum, sum_layout, "the sum")?;
+        self.0.run(f32_slice(x, layout, "x")?, sum, true)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use candle_core::Device;
     use candle_core::quantized::{GgmlDType, QTensor};
 
     use super::*;
+    use crate::infer::weights::QuantizedRows;
 
     fn random(rows: usize, columns: usize) -> Tensor {
         Tensor::randn(0_f32, 1.0, (rows, columns), &Device::Cpu).unwrap()
@@ -100,12 +171,88 @@ mod tests {
         difference.max(0).unwrap().to_scalar().unwrap()
     }
 
+    fn dense(parts: &[&Tensor], dtype: ComputeDtype) -> Linear {
+        let weights = parts.iter().map(|part| Weight::Dense((*part).clone())).collect();
+        Linear::new(weights, None, dtype).unwrap()
+    }
+
+    fn rounded(x: &Tensor) -> Tensor {
+        use candle_core::DType;
+        x.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap()
+    }
+
+    #[test]
+    fn product_agrees_with_candles_matmul() {
+        for (rows, width, out) in [(1, 64, 32), (3, 576, 100), (200, 40, 65)] {
+            let (x, w) = (random(rows, width), random(out, width));
+            let candles = |x: &Tensor, w: &Tensor| x.matmul(&w.t().unwrap()).unwrap();
+            let ours = dense(&[&w], ComputeDtype::F32).forward(&x).unwrap();
+            assert!(largest_difference(&ours, &candles(&x, &w)) < 1e-3, "{rows}x{width}x{out}");
+            let ours = dense(&[&w], ComputeDtype::Bf16).forward(&x).unwrap();
+            let candles = candles(&rounded(&x), &rounded(&w));
+            assert!(largest_difference(&ours, &candles) < 1e-3, "bf16 {rows}x{width}x{out}");
+        }
+    }
+
+    #[test]
+    fn odd_widths_round_up_to_whole_pairs() {
+        let (x, w) = (random(2, 41), random(33, 41));
+        let ours = dense(&[&w], ComputeDtype::Bf16).forward(&x).unwrap();
+        let candles = rounded(&x).matmul(&rounded(&w).t().unwrap()).unwrap();
+        assert!(largest_difference(&ours, &candles) < 1e-4);
+    }
+
+    #[test]
+    fn stacked_parts_give_outputs_side_by_side() {
+        let (x, a, b) = (random(2, 24), random(20, 24), random(50, 24));
+        for dtype in [ComputeDtype::F32, ComputeDtype::Bf16] {
+            let both = dense(&[&a, &b], dtype).forward(&x).unwrap();
+            let alone = |w: &Tensor| dense(&[w], dtype).forward(&x).unwrap();
+            let apart = Tensor::cat(&[alone(&a), alone(&b)], 1).unwrap();
+            assert_eq!(largest_difference(&both, &apart), 0.0);
+        }
+    }
+
+    #[test]
+    fn rows_come_back_as_they_were_packed() {
+        let w = random(70, 48);
+        let ids = Tensor::new(&[69_u32, 0, 33], &Device::Cpu).unwrap();
+        for (dtype, w) in [(ComputeDtype::F32, w.clone()), (ComputeDtype::Bf16, rounded(&w))] {
+            let packed = Matrix::pack(&[Weight::Dense(w.clone())], dtype).unwrap();
+            let rows = packed.rows(&[69, 0, 33]).unwrap();
+            assert_eq!(largest_difference(&rows, &w.index_select(&ids, 0).unwrap()), 0.0);
+            assert!(packed.rows(&[70]).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_added_to_a_sum_is_what_forward_gives() {
+        let (x, w, sum) = (random(3, 64), random(40, 64), random(3, 40));
+        let layer = dense(&[&w], ComputeDtype::F32);
+        let expected = (&sum + layer.forward(&x).unwrap()).unwrap();
+        layer.forward_add(&x, &sum).unwrap();
+        assert_eq!(largest_difference(&sum, &expected), 0.0);
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let layer = dense(&[&random(8, 16)], ComputeDtype::F32);
+        assert!(layer.forward(&random(1, 15)).is_err());
+        assert!(layer.forward_add(&random(2, 16), &random(1, 8)).is_err());
+        let parts = vec![Weight::Dense(random(8, 16)), Weight::Dense(random(8, 17))];
+        assert!(Linear::new(parts, None, ComputeDtype::F32).is_err());
+        assert!(Linear::new(vec![], None, ComputeDtype::F32).is_err());
+        let bias = Some(vec![0.0; 9]);
+        assert!(Linear::new(vec![Weight::Dense(random(8, 16))], bias, ComputeDtype::F32).is_err());
+    }
+
     #[test]
     fn a_bias_is_added_to_every_row() {
         let (x, w) = (random(3, 20), random(40, 20));
         let bias = random(1, 40).squeeze(0).unwrap();
-        let plain = Linear::new(vec![Weight::Dense(w.clone())], None).unwrap();
-        let biased = Linear::new(vec![Weight::Dense(w)], Some(bias.clone())).unwrap();
+        let plain = dense(&[&w], ComputeDtype::F32);
+        let values = Some(bias.to_vec1().unwrap());
+        let biased = Linear::new(vec![Weight::Dense(w)], values, ComputeDtype::F32).unwrap();
         let expected = plain.forward(&x).unwrap().broadcast_add(&bias).unwrap();
         assert_eq!(largest_difference(&biased.forward(&x).unwrap(), &expected), 0.0);
     }
@@ -113,12 +260,13 @@ mod tests {
     #[test]
     fn quantized_and_dense_parts_stand_side_by_side() {
         let (x, a, b) = (random(3, 64), random(32, 64), random(16, 64));
-        let quantized = Arc::new(QTensor::quantize(&a, GgmlDType::Q8_0).unwrap());
+        let quantized = QTensor::quantize(&a, GgmlDType::Q8_0).unwrap();
         let a = quantized.dequantize(&Device::Cpu).unwrap();
-        let parts = vec![Weight::Quantized(quantized), Weight::Dense(b.clone())];
-        let y = Linear::new(parts, None).unwrap().forward(&x).unwrap();
-        let dense = vec![Weight::Dense(a), Weight::Dense(b)];
-        let expected = Linear::new(dense, None).unwrap().forward(&x).unwrap();
+        let bytes = quantized.data().unwrap();
+        let rows = QuantizedRows::new(GgmlDType::Q8_0, bytes, [32, 64]).unwrap();
+        let parts = vec![Weight::Quantized(rows), Weight::Dense(b.clone())];
+        let y = Linear::new(parts, None, ComputeDtype::Quantized).unwrap().forward(&x).unwrap();
+        let expected = dense(&[&a, &b], ComputeDtype::F32).forward(&x).unwrap();
         assert_eq!(y.dims(), [3, 48]);
         // Activations lose all but 8 bits on the quantized side, none on the other.
         assert!(largest_difference(&y, &expected) < 0.5);

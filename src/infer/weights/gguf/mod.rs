@@ -11,9 +11,7 @@ mod tensor_type;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
-use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
 
 use self::architecture::Architecture;
@@ -22,7 +20,9 @@ use self::metadata::{Metadata, required};
 use self::rows::RowOrder;
 use self::tensor_type::TensorType;
 use super::mapping::MappedFile;
-use super::{InferError, Weight, WeightSource, load_error, majority};
+use super::{
+    Bf16Rows, InferError, QuantizedRows, Weight, WeightForm, WeightSource, load_error, majority,
+};
 use crate::infer::ModelConfig;
 use crate::infer::model::config::OUTPUT_HEAD;
 use crate::infer::tokenizer::GgufVocabulary;
@@ -120,8 +120,8 @@ impl WeightSource for GgufFile {
         &self,
         name: &str,
         shape: &[usize],
-        keep_quantized: bool,
-    ) -> Result<Weight, InferError> {
+        form: WeightForm,
+    ) -> Result<Weight<'_>, InferError> {
         let name = if name == OUTPUT_HEAD && self.config.tie_word_embeddings {
             crate::infer::model::config::EMBEDDING
         } else {
@@ -130,10 +130,18 @@ impl WeightSource for GgufFile {
         let info = self.find(name, shape)?;
         let order = self.row_order(name);
         let failed = |reason| load_error(self.file.path(), format!("tensor `{name}`: {reason}"));
-        if let (true, Some(ggml), [rows, _]) = (keep_quantized, info.dtype.ggml(), shape) {
-            let storage = rows::quantized(raw(&self.file, info), ggml, *rows, order);
-            let tensor = QTensor::new(storage, shape).map_err(|e| failed(e.to_string()))?;
-            return Ok(Weight::Quantized(Arc::new(tensor)));
+        if let [rows, columns] = *shape {
+            let bytes = || rows::in_order(raw(&self.file, info), rows, order);
+            let shape = [rows, columns];
+            if info.dtype == TensorType::Bf16 && form != WeightForm::F32 {
+                let rows = Bf16Rows::new(bytes(), shape).map_err(|e| failed(e.to_string()))?;
+                return Ok(Weight::Bf16(rows));
+            }
+            if let (WeightForm::Stored, Some(ggml)) = (form, info.dtype.ggml()) {
+                let rows =
+                    QuantizedRows::new(ggml, bytes(), shape).map_err(|e| failed(e.to_string()))?;
+                return Ok(Weight::Quantized(rows));
+            }
         }
         let values = widen(&self.file, info, order).map_err(failed)?;
         Ok(Weight::Dense(Tensor::from_vec(values, shape, &Device::Cpu)?))

@@ -9,20 +9,14 @@
 use std::borrow::Cow;
 
 use candle_core::CpuStorage;
-use candle_core::quantized::GgmlDType;
-use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::tensor_type::TensorType;
 use crate::infer::weights::dense::{widen_bf16, widen_f16, widen_f32};
+use crate::infer::weights::weight::Aligned;
 
 /// Rows that one task widens.
 const ROWS_PER_TASK: usize = 32;
-/// What the fields of the widest block need.
-const BLOCK_ALIGN: usize = align_of::<f16>();
-
-const _: () = assert!(align_of::<bf16>() == BLOCK_ALIGN);
-
 /// Which stored row a row of the result is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RowOrder {
@@ -102,14 +96,9 @@ fn widen_rows(raw: &[u8], dtype: TensorType, out: &mut [f32]) -> Result<(), Stri
     Ok(())
 }
 
-/// The blocks as they are, rows in Hugging Face order.
-pub(super) fn quantized(
-    raw: &[u8],
-    dtype: GgmlDType,
-    rows: usize,
-    order: RowOrder,
-) -> candle_core::quantized::QStorage {
-    let ordered = match order {
+/// The bytes as they are, rows in Hugging Face order.
+pub(super) fn in_order(raw: &[u8], rows: usize, order: RowOrder) -> Cow<'_, [u8]> {
+    match order {
         RowOrder::Stored => Cow::Borrowed(raw),
         RowOrder::Interleaved { .. } => {
             let row_bytes = raw.len() / rows;
@@ -120,31 +109,6 @@ pub(super) fn quantized(
             }
             Cow::Owned(ordered)
         }
-    };
-    let aligned = Aligned::of(&ordered);
-    candle_core::quantized::QStorage::Cpu(dtype.from_data(Cow::Borrowed(aligned.bytes())))
-}
-
-/// Bytes that start where a block may: candle asserts it.
-struct Aligned<'a> {
-    bytes: Cow<'a, [u8]>,
-    start: usize,
-}
-
-impl<'a> Aligned<'a> {
-    fn of(bytes: &'a [u8]) -> Self {
-        if bytes.as_ptr().addr().is_multiple_of(BLOCK_ALIGN) {
-            return Self { bytes: Cow::Borrowed(bytes), start: 0 };
-        }
-        let mut copy: Vec<u8> = Vec::with_capacity(bytes.len() + BLOCK_ALIGN);
-        let start = copy.as_ptr().addr() % BLOCK_ALIGN;
-        copy.resize(start, 0);
-        copy.extend_from_slice(bytes);
-        Self { bytes: Cow::Owned(copy), start }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..]
     }
 }
 

@@ -1,0 +1,181 @@
+//! Causal attention that reads K and V where they lie: in the blocks of the
+//! cache, through block tables. Softmax is online, in f32.
+//!
+//! Keys are taken in tiles of 32 positions, counted from the start of the
+//! sequence. The tiling depends on positions alone, so neither the block size,
+//! nor the chunk in which a prompt is computed, nor the rest of the batch
+//! changes a bit of the result. The query heads of a group share each K/V row.
+
+mod kernel;
+mod task;
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
+
+use self::kernel::Element;
+use self::task::{Operands, Task};
+use super::columns::Columns;
+use super::pool;
+use super::simd::Isa;
+use crate::infer::batch::BatchLayout;
+
+/// Query tokens of a prompt in one parallel task.
+const TASK_TOKENS: usize = 16;
+
+/// Attention of `q`, `[num_tokens, num_heads, head_dim]`, over the layer's K,
+/// `[num_blocks, num_kv_heads, head_dim, block_size]`, and V, `[num_blocks,
+/// num_kv_heads, block_size, head_dim]`, scaled by `1 / sqrt(head_dim)`. Query
+/// token `i` of a sequence sees all of the sequence's keys up to its own. Gives
+/// `[num_tokens, num_heads * head_dim]`.
+///
+/// # Errors
+/// When shapes disagree, or `layout` names rows or blocks that do not exist.
+pub fn paged_attention(
+    q: &Tensor,
+    k_cache: &Tensor,
+    v_cache: &Tensor,
+    layout: &Arc<BatchLayout>,
+) -> Result<Tensor> {
+    q.apply_op3_no_bwd(k_cache, v_cache, &PagedAttention { layout: Arc::clone(layout) })
+}
+
+struct PagedAttention {
+    layout: Arc<BatchLayout>,
+}
+
+impl CustomOp3 for PagedAttention {
+    fn name(&self) -> &'static str {
+        "paged-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        match (k, v) {
+            (CpuStorage::F32(k), CpuStorage::F32(v)) => {
+                self.run(q, q_layout, (k, k_layout), (v, v_layout))
+            }
+            (CpuStorage::BF16(k), CpuStorage::BF16(v)) => {
+                self.run::<bf16>(q, q_layout, (k, k_layout), (v, v_layout))
+            }
+            _ => bail!("k and v must both be f32, or both bf16"),
+        }
+    }
+}
+
+impl PagedAttention {
+    fn run<E: Element + Default>(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        (k, k_layout): (&[E], &Layout),
+        (v, v_layout): (&[E], &Layout),
+    ) -> Result<(CpuStorage, Shape)> {
+        let (num_tokens, num_heads, head_dim) = q_layout.shape().dims3()?;
+        let (num_blocks, num_kv_heads, kv_dim, block_size) = k_layout.shape().dims4()?;
+        let [q_stride, head_stride, 1] = *q_layout.stride() else {
+            bail!("q must have contiguous heads, got {q_layout:?}");
+        };
+        if v_layout.shape().dims4()? != (num_blocks, num_kv_heads, block_size, head_dim)
+            || kv_dim != head_dim
+            || head_stride != head_dim
+            || num_kv_heads == 0
+            || num_heads % num_kv_heads != 0
+        {
+            bail!("q {q_layout:?} does not fit k {k_layout:?} and v {v_layout:?}");
+        }
+        check_layout(&self.layout, num_tokens, num_blocks, block_size)?;
+        let CpuStorage::F32(q) = q else { bail!("q must be f32") };
+        let (Some((k_start, k_end)), Some((v_start, v_end))) =
+            (k_layout.contiguous_offsets(), v_layout.contiguous_offsets())
+        else {
+            bail!("k and v must be contiguous, got {k_layout:?} and {v_layout:?}");
+        };
+        let operands = Operands {
+            q: &q[q_layout.start_offset()..],
+            q_stride,
+            k: &k[k_start..k_end],
+            v: &v[v_start..v_end],
+            block_size,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
+            scale: 1.0 / (head_dim as f32).sqrt(),
+        };
+        let width = num_heads * head_dim;
+        let mut out = vec![0_f32; num_tokens * width];
+        let columns = Columns::of(&mut out, width, false);
+        let isa = Isa::detect();
+        let stretches = stretches(&self.layout);
+        // Stretches of one sequence cost more the later they are: the last ones first.
+        pool::run(stretches.len() * num_kv_heads, |index| {
+            let stretch = stretches[stretches.len() - 1 - index / num_kv_heads];
+            let task = Task { kv_head: index % num_kv_heads, ..stretch };
+            task::run(isa, &operands, task, |token, head, values| {
+                // SAFETY: a task's rows and heads are its own, and `out` is
+                // alive and not borrowed otherwise until all tasks are done.
+                unsafe { columns.write(task.row + token, head * head_dim, values) };
+            });
+        });
+        Ok((CpuStorage::F32(out), Shape::from((num_tokens, width))))
+    }
+}
+
+fn check_layout(
+    layout: &BatchLayout,
+    num_tokens: usize,
+    num_blocks: usize,
+    block_size: usize,
+) -> Result<()> {
+    let BatchLayout { query_start_loc, seq_lens, block_tables } = layout;
+    let num_seqs = seq_lens.len();
+    if query_start_loc.len() != num_seqs + 1
+        || block_tables.len() != num_seqs
+        || query_start_loc.first() != Some(&0)
+        || query_start_loc.last() != Some(&num_tokens)
+        || !query_start_loc.is_sorted()
+    {
+        bail!("the layout of {num_seqs} sequences does not describe {num_tokens} tokens");
+    }
+    for (seq, (len, table)) in seq_lens.iter().zip(block_tables).enumerate() {
+        if query_start_loc[seq + 1] - query_start_loc[seq] > *len {
+            bail!("sequence {seq} has more query tokens than its {len} tokens");
+        }
+        if table.len() * block_size < *len {
+            bail!("{} blocks of {block_size} do not hold {len} tokens", table.len());
+        }
+        if let Some(block) = table.iter().find(|block| **block as usize >= num_blocks) {
+            bail!("block {block} of a pool of {num_blocks}");
+        }
+    }
+    Ok(())
+}
+
+/// Splits the query tokens: a prompt into stretches, a decode by itself. Each
+/// stretch is a task for every K/V head.
+fn stretches(layout: &BatchLayout) -> Vec<Task<'_>> {
+    let mut stretches = Vec::with_capacity(layout.seq_lens.len());
+    for (seq, seq_len) in layout.seq_lens.iter().enumerate() {
+        let (first, last) = (layout.query_start_loc[seq], layout.query_start_loc[seq + 1]);
+        let first_position = seq_len - (last - first);
+        for row in (first..last).step_by(TASK_TOKENS) {
+            stretches.push(Task {
+                block_table: &layout.block_tables[seq],
+                row,
+                position: first_position + row - first,
+                num_tokens: TASK_TOKENS.min(last - row),
+                kv_head: 0,
+            });
+        }
+    }
+    stretches
+}

@@ -1,0 +1,243 @@
+//! One weight matrix in the form in which it is multiplied.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use candle_core::quantized::{QMatMul, QTensor};
+use candle_core::{Device, Module, Result, Storage, Tensor, bail};
+
+use super::panels::{Panels, gather};
+use crate::infer::ComputeDtype;
+use crate::infer::ops::columns::Columns;
+use crate::infer::ops::f32_slice;
+use crate::infer::ops::pool;
+use crate::infer::ops::simd::{Isa, pair_of};
+use crate::infer::weights::{QuantizedRows, Weight};
+
+/// Elements of activations that one task converts.
+const TASK_ELEMENTS: usize = 1 << 14;
+
+/// `[out, in]`, packed.
+#[derive(Debug)]
+pub struct Matrix {
+    form: Form,
+    out_features: usize,
+    in_features: usize,
+}
+
+#[derive(Debug)]
+enum Form {
+    F32(Panels<f32>),
+    /// Pairs of neighbouring inputs; activations are rounded to bf16 too.
+    Bf16(Panels<u32>),
+    /// A block type that has no kernel of our own.
+    Candle {
+        matmul: QMatMul,
+        tensor: Arc<QTensor>,
+    },
+}
+
+thread_local! {
+    /// Activations in the form that a matrix takes; kept, so that a step
+    /// allocates nothing for them.
+    static PAIRS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Matrix {
+    /// Packs weights of `[out_i, in]`, one below the other. All must be of one
+    /// kind: see [`Weight::packs_with`].
+    ///
+    /// # Errors
+    /// When there is none, or they are not of one width.
+    pub fn pack(parts: &[Weight<'_>], dtype: ComputeDtype) -> Result<Self> {
+        let Some(first) = parts.first() else { bail!("no matrix to pack") };
+        let in_features = first.matrix_shape()?.1;
+        let mut starts = Vec::with_capacity(parts.len());
+        let mut out_features = 0;
+        for part in parts {
+            let (out, width) = part.matrix_shape()?;
+            if width != in_features || width == 0 {
+                bail!("cannot stack inputs of {width} on inputs of {in_features}");
+            }
+            starts.push(out_features);
+            out_features += out;
+        }
+        // Which part a row is in, and where.
+        let place = |row: usize| {
+            let part = starts.partition_point(|start| *start <= row) - 1;
+            (part, row - starts[part])
+        };
+        let form = match first {
+            Weight::Quantized(_) => {
+                let [Weight::Quantized(rows)] = parts else {
+                    bail!("quantized matrices do not stack");
+                };
+                let tensor = Arc::new(rows.to_qtensor()?);
+                Form::Candle { matmul: QMatMul::from_arc(Arc::clone(&tensor))?, tensor }
+            }
+            Weight::Bf16(_) => {
+                let width = in_features.div_ceil(2);
+                Form::Bf16(Panels::pack(out_features, width, |row, words| {
+                    let (part, row) = place(row);
+                    if let Weight::Bf16(rows) = &parts[part] {
+                        rows.pairs(row, words);
+                    }
+                }))
+            }
+            Weight::Dense(_) => {
+                let guards: Vec<_> = parts
+                    .iter()
+                    .filter_map(|part| match part {
+                        Weight::Dense(tensor) => Some(tensor.storage_and_layout()),
+                        Weight::Bf16(_) | Weight::Quantized(_) => None,
+                    })
+                    .collect();
+                let mut values = Vec::with_capacity(guards.len());
+                for (storage, layout) in &guards {
+                    let Storage::Cpu(storage) = &**storage else {
+                        bail!("weights to pack must be in host memory");
+                    };
+                    values.push(f32_slice(storage, layout, "a weight")?);
+                }
+                if values.len() != parts.len() {
+                    bail!("weights of different kinds do not stack");
+                }
+                let row_of = |row: usize| {
+                    let (part, row) = place(row);
+                    &values[part][row * in_features..(row + 1) * in_features]
+                };
+                if dtype == ComputeDtype::Bf16 {
+                    let width = in_features.div_ceil(2);
+                    Form::Bf16(Panels::pack(out_features, width, |row, words| {
+                        to_pairs(row_of(row), words);
+                    }))
+                } else {
+                    Form::F32(Panels::pack(out_features, in_features, |row, words| {
+                        words.copy_from_slice(row_of(row));
+                    }))
+                }
+            }
+        };
+        Ok(Self { form, out_features, in_features })
+    }
+
+    /// Fills `y`, or adds to it, from `x`, `[rows, in]`.
+    pub(super) fn matmul(&self, x: &[f32], y: Columns) -> Result<()> {
+        let isa = Isa::detect();
+        match &self.form {
+            Form::F32(panels) => panels.matmul(isa, x, y),
+            Form::Bf16(panels) => PAIRS.with_borrow_mut(|pairs| {
+                pairs.resize(y.rows() * panels.width(), 0);
+                let rows_per_task = (TASK_ELEMENTS / self.in_features).max(1);
+                pool::for_each_chunk(pairs, rows_per_task * panels.width(), |task, words| {
+                    let x = &x[task * rows_per_task * self.in_features..];
+                    let rows = x.chunks_exact(self.in_features);
+                    for (words, x) in words.chunks_exact_mut(panels.width()).zip(rows) {
+                        round_row(isa, x, words);
+                    }
+                });
+                panels.matmul(isa, pairs, y);
+            }),
+            Form::Candle { matmul, .. } => {
+                let x = Tensor::from_slice(x, (y.rows(), self.in_features), &Device::Cpu)?;
+                let product = matmul.forward(&x)?.flatten_all()?.to_vec1::<f32>()?;
+                for (row, values) in product.chunks_exact(self.out_features).enumerate() {
+                    // SAFETY: no other thread is at work, and `y` is alive and
+                    // not borrowed otherwise while a layer runs.
+                    unsafe { y.write(row, 0, values) };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The matrix's rows `ids`, `[ids, in]`, in f32: an embedding.
+    ///
+    /// # Errors
+    /// When there is no such row.
+    pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        match &self.form {
+            Form::F32(panels) => gather(panels, ids, |word| [word]),
+            Form::Bf16(panels) => {
+                let halves =
+                    |pair: u32| [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)];
+                gather(panels, ids, halves)?.narrow(1, 0, self.in_features)?.contiguous()
+            }
+            Form::Candle { tensor, .. } => {
+                let bytes = tensor.data()?;
+                let row_bytes = bytes.len() / self.out_features;
+                let rows = ids.iter().map(|id| {
+                    let start = *id as usize * row_bytes;
+                    let Some(row) = bytes.get(start..start + row_bytes) else {
+                        bail!("row {id} of a matrix of {} rows", self.out_features);
+                    };
+                    let shape = [1, self.in_features];
+                    QuantizedRows::new(tensor.dtype(), row, shape)?
+                        .to_qtensor()?
+                        .dequantize(&Device::Cpu)
+                });
+                Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
+            }
+        }
+    }
+
+    /// Output width.
+    #[must_use]
+    pub const fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// Input width.
+    #[must_use]
+    pub const fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// Bytes it takes in memory.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        match &self.form {
+            Form::F32(panels) => panels.num_bytes(),
+            Form::Bf16(panels) => panels.num_bytes(),
+            Form::Candle { tensor, .. } => tensor.storage_size_in_bytes(),
+        }
+    }
+}
+
+/// Rounds a row to bf16, two to a word; the last word of an odd row is half zero.
+#[inline(always)]
+fn to_pairs(values: &[f32], words: &mut [u32]) {
+    let (pairs, rest) = values.as_chunks::<2>();
+    for (word, [low, high]) in words.iter_mut().zip(pairs) {
+        *word = pair_of(*low, *high);
+    }
+    if let ([last], Some(word)) = (rest, words.last_mut()) {
+        *word = pair_of(*last, 0.0);
+    }
+}
+
+fn round_row(isa: Isa, values: &[f32], words: &mut [u32]) {
+    match isa {
+        // SAFETY: `Isa::detect` names only what the processor has.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 | Isa::Avx512Vnni | Isa::Avx512 => unsafe {
+            to_pairs_avx512(values, words);
+        },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { to_pairs_avx2(values, words) },
+        Isa::Portable => to_pairs(values, words),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn to_pairs_avx512(values: &[f32], words: &mut [u32]) {
+    to_pairs(values, words);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn to_pairs_avx2(values: &[f32], words: &mut [u32]) {
+    to_pairs(values, words);
+}

@@ -1,0 +1,131 @@
+//! A dense matrix in the order in which the kernel reads it: panels of 32
+//! output columns, each `[words, 32]`. A step then streams every weight once, in
+//! address order, whatever the number of tokens.
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use super::tile::{PANEL, Word, multiply};
+use crate::infer::ops::columns::Columns;
+use crate::infer::ops::pool;
+use crate::infer::ops::simd::Isa;
+
+/// Rows of `x` in one parallel task: enough to pay for reading the panel again.
+const TASK_ROWS: usize = 96;
+
+/// Multiply-adds below which a second thread costs more than it brings.
+const PARALLEL_MIN: usize = 1 << 15;
+
+/// Words that share a cache line, on which panels begin, so that no vector
+/// load crosses two.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line<W>([W; 16]);
+
+/// `[out, in]` in panels of words.
+#[derive(Debug)]
+pub struct Panels<W> {
+    /// `[panels, width, PANEL]`; columns past `out` are zero.
+    lines: Vec<Line<W>>,
+    out: usize,
+    width: usize,
+}
+
+impl<W: Word + Default> Panels<W> {
+    /// Panels of `out` rows of `width` words; `row(i, words)` writes the i-th.
+    pub fn pack(out: usize, width: usize, row: impl Fn(usize, &mut [W]) + Sync) -> Self {
+        let num_panels = out.div_ceil(PANEL);
+        let mut lines = vec![Line([W::default(); 16]); num_panels * width * PANEL / 16];
+        pool::for_each_chunk(&mut lines, (width * PANEL / 16).max(1), |panel, lines| {
+            let first = panel * PANEL;
+            let mut rows = vec![W::default(); width * PANEL];
+            for (i, words) in rows.chunks_exact_mut(width).take(out - first).enumerate() {
+                row(first + i, words);
+            }
+            interleave(&rows, width, words_of_mut(lines));
+        });
+        Self { lines, out, width }
+    }
+
+    /// Words in a column.
+    pub const fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Bytes it takes.
+    pub const fn num_bytes(&self) -> usize {
+        size_of_val(self.lines.as_slice())
+    }
+
+    /// Fills `y`, `[rows, out]`, from `x`, `[rows, width]`. Tasks are (panel,
+    /// rows) pairs, panels outermost, so that what a thread reads of the weights
+    /// is contiguous for as long as nobody else takes the next panel.
+    pub fn matmul(&self, isa: Isa, x: &[W], y: Columns) {
+        let (width, rows) = (self.width, y.rows());
+        let row_tasks = rows.div_ceil(TASK_ROWS);
+        let num_tasks = self.out.div_ceil(PANEL) * row_tasks;
+        let panels = words_of(&self.lines);
+        let run = |task: usize| {
+            let (panel, first) = (task / row_tasks, task % row_tasks * TASK_ROWS);
+            let last = rows.min(first + TASK_ROWS);
+            let column = panel * PANEL;
+            let count = PANEL.min(self.out - column);
+            let panel = &panels[panel * width * PANEL..][..width * PANEL];
+            multiply(isa, &x[first * width..last * width], width, panel, |row, sums| {
+                // SAFETY: no two tasks share a row and a panel's columns, and
+                // `y` is alive and borrowed for as long as `matmul` runs.
+                unsafe { y.write(first + row, column, &sums[..count]) };
+            });
+        };
+        if rows * self.out * width < PARALLEL_MIN {
+            (0..num_tasks).for_each(run);
+        } else {
+            pool::run(num_tasks, run);
+        }
+    }
+
+    /// Row `id` of the matrix, `[width]` words.
+    pub fn row(&self, id: usize) -> Result<impl Iterator<Item = W> + '_> {
+        if id >= self.out {
+            bail!("row {id} of a matrix of {} rows", self.out);
+        }
+        let panel = &words_of(&self.lines)[id / PANEL * self.width * PANEL..];
+        Ok(panel.iter().skip(id % PANEL).step_by(PANEL).take(self.width).copied())
+    }
+}
+
+/// The matrix's rows `ids`, `[ids, in]`, as `values` makes floats of words.
+pub fn gather<W: Word + Default, const N: usize>(
+    panels: &Panels<W>,
+    ids: &[u32],
+    values: impl Fn(W) -> [f32; N],
+) -> Result<Tensor> {
+    let mut rows: Vec<f32> = Vec::with_capacity(ids.len() * panels.width * N);
+    for id in ids {
+        rows.extend(panels.row(*id as usize)?.flat_map(&values));
+    }
+    Tensor::from_vec(rows, (ids.len(), panels.width * N), &Device::Cpu)
+}
+
+/// Writes `rows`, `[PANEL, width]`, as the columns of `panel`.
+fn interleave<W: Copy>(rows: &[W], width: usize, panel: &mut [W]) {
+    // A few words at a time, so that the lines of both sides stay in cache.
+    const STRIP: usize = 16;
+    for (strip, lines) in panel.chunks_mut(STRIP * PANEL).enumerate() {
+        for (column, row) in rows.chunks_exact(width).enumerate() {
+            let words = row[strip * STRIP..].iter();
+            for (line, word) in lines.chunks_exact_mut(PANEL).zip(words) {
+                line[column] = *word;
+            }
+        }
+    }
+}
+
+fn words_of<W>(lines: &[Line<W>]) -> &[W] {
+    // SAFETY: a line is sixteen words and nothing else.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 16) }
+}
+
+fn words_of_mut<W>(lines: &mut [Line<W>]) -> &mut [W] {
+    // SAFETY: as above; the borrow is unique.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
+}
