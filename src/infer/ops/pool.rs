@@ -33,13 +33,20 @@ struct Shared {
     /// have: what makes the fields below safe to read.
     state: AtomicU64,
     job: JobCell,
-    next: AtomicUsize,
+    /// Each thread's next task. A thread owns a stretch of neighbouring tasks,
+    /// so that it reads memory in order, and helps the others when it is done.
+    next: Box<[Next]>,
     asleep: AtomicUsize,
     /// Whether a thread is handing out a job.
     busy: AtomicBool,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
+
+/// On a cache line of its own: each is written by its thread all the time.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Next(AtomicUsize);
 
 /// Workers inside the job: the low bits of the state.
 const ACTIVE: u64 = 0xffff;
@@ -77,7 +84,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: JobCell(std::cell::UnsafeCell::new(None)),
-            next: AtomicUsize::new(0),
+            next: (0..threads.max(1)).map(|_| Next::default()).collect(),
             asleep: AtomicUsize::new(0),
             busy: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -88,7 +95,7 @@ impl Pool {
             let shared = Arc::clone(&pool.shared);
             let worker = std::thread::Builder::new()
                 .name(format!("yardstick-op-{index}"))
-                .spawn(move || shared.work())?;
+                .spawn(move || shared.work(index))?;
             pool.wakers.push(worker.thread().clone());
             pool.workers.push(worker);
         }
@@ -136,16 +143,18 @@ impl Pool {
         // SAFETY: the state is closed and no worker is active, since the last
         // `run` left it so, and `busy` keeps every other thread out.
         unsafe { *shared.job.0.get() = Some(Job { run, num_tasks }) };
-        shared.next.store(0, Ordering::Relaxed);
+        for (owner, next) in shared.next.iter().enumerate() {
+            next.0.store(shared.stretch(owner, num_tasks).start, Ordering::Relaxed);
+        }
         let before = shared.state.load(Ordering::Relaxed);
         let open = (before & !(ACTIVE | OPEN)).wrapping_add(GENERATION) | OPEN;
         shared.state.store(open, Ordering::SeqCst);
         if shared.asleep.load(Ordering::SeqCst) > 0 {
             self.wakers.iter().for_each(Thread::unpark);
         }
-        let mine = catch_unwind(AssertUnwindSafe(|| shared.take_tasks(num_tasks, task)));
+        let mine = catch_unwind(AssertUnwindSafe(|| shared.take_tasks(0, num_tasks, task)));
         if mine.is_err() {
-            shared.next.store(num_tasks, Ordering::Relaxed);
+            shared.give_up(num_tasks);
         }
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut rounds = 0_u32;
@@ -171,18 +180,34 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn take_tasks(&self, num_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= num_tasks {
-                return;
+    /// The tasks that a thread owns.
+    const fn stretch(&self, owner: usize, num_tasks: usize) -> std::ops::Range<usize> {
+        let threads = self.next.len();
+        owner * num_tasks / threads..(owner + 1) * num_tasks / threads
+    }
+
+    /// Runs what the thread owns, then what others have not begun.
+    fn take_tasks(&self, thread: usize, num_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        let threads = self.next.len();
+        for owner in (thread..threads).chain(0..thread) {
+            let end = self.stretch(owner, num_tasks).end;
+            loop {
+                let index = self.next[owner].0.fetch_add(1, Ordering::Relaxed);
+                if index >= end {
+                    break;
+                }
+                task(index);
             }
-            task(index);
         }
     }
 
+    /// Leaves no task to begin.
+    fn give_up(&self, num_tasks: usize) {
+        self.next.iter().for_each(|next| next.0.store(num_tasks, Ordering::Relaxed));
+    }
+
     /// A worker's life.
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         INSIDE.set(true);
         let mut seen = 0;
         while let Some(state) = self.wait_for_job(seen) {
@@ -200,9 +225,9 @@ impl Shared {
                 // SAFETY: `Pool::run` keeps the closure alive while a worker is active.
                 let run = unsafe { &*run };
                 if let Err(panic) =
-                    catch_unwind(AssertUnwindSafe(|| self.take_tasks(num_tasks, run)))
+                    catch_unwind(AssertUnwindSafe(|| self.take_tasks(thread, num_tasks, run)))
                 {
-                    self.next.store(num_tasks, Ordering::Relaxed);
+                    self.give_up(num_tasks);
                     *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
                 }
             }
