@@ -2,6 +2,7 @@
 //! of keys, an online softmax, a weighted sum of values.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::kernel::{Element, HALF, ScoreTile, TILE, ValueTile};
 use crate::infer::kv::BlockId;
@@ -85,6 +86,7 @@ fn run_in<E: Element + Default>(
     let end = task.position + task.num_tokens;
     for tile in (0..end).step_by(TILE) {
         let keys = Keys::of(operands, task, tile, TILE.min(end - tile));
+        prefetch_tile(operands, task, tile + TILE..end.min(tile + 2 * TILE));
         // Tokens before the tile see none of it.
         let first = tile.saturating_sub(task.position) * group;
         let count = rows - first;
@@ -99,13 +101,15 @@ fn run_in<E: Element + Default>(
         // SAFETY: `begin` made room for all rows, `Keys` points into the cache
         // or its own copy, and `isa` was detected.
         unsafe { E::scores(isa, &score_tile, count) };
-        let rows = scores[first * TILE..].as_chunks_mut::<TILE>().0.iter_mut();
-        let states = max[first..].iter_mut().zip(&mut sum[first..]).zip(&mut rescale[first..]);
-        for (i, (scores, ((max, sum), rescale))) in rows.zip(states).enumerate() {
-            // Causal: keys after the query's own position are not seen.
-            let seen = (task.position + (first + i) / group + 1 - tile).min(keys.len);
-            update_row(isa, scores, seen, operands.scale, max, sum, rescale);
-        }
+        let softmax = Softmax {
+            scores: scores[first * TILE..].as_chunks_mut::<TILE>().0,
+            max: &mut max[first..],
+            sum: &mut sum[first..],
+            rescale: &mut rescale[first..],
+        };
+        // Causal: keys after the query's own position are not seen.
+        let seen = task.position + first / group + 1 - tile;
+        update_rows(isa, softmax, Seen { first: seen, group, len: keys.len }, operands.scale);
         let value_tile = ValueTile {
             weights: scores[first * TILE..].as_ptr(),
             rescale: rescale[first..].as_ptr(),
@@ -187,64 +191,94 @@ impl<E: Element + Default> Keys<E> {
     }
 }
 
-/// Takes a row's scores into its softmax and turns them into weights; `rescale`
-/// becomes the factor by which everything summed so far shrinks.
-fn update_row(
-    isa: Isa,
-    scores: &mut [f32; TILE],
-    seen: usize,
-    scale: f32,
-    max: &mut f32,
-    sum: &mut f32,
-    rescale: &mut f32,
-) {
-    dispatch!(isa, update(
-        scores: &mut [f32; TILE],
-        seen: usize,
-        scale: f32,
-        max: &mut f32,
-        sum: &mut f32,
-        rescale: &mut f32,
-    ));
+/// The softmax of some rows.
+struct Softmax<'a> {
+    scores: &'a mut [[f32; TILE]],
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+    rescale: &'a mut [f32],
+}
+
+/// How many keys of a tile each row sees: the first token's heads `first` of
+/// them, every token after it one more, none more than `len`.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    first: usize,
+    group: usize,
+    len: usize,
+}
+
+/// Takes a tile's scores into the softmax and turns them into weights; `rescale`
+/// becomes the factor by which everything a row has summed so far shrinks.
+fn update_rows(isa: Isa, softmax: Softmax<'_>, seen: Seen, scale: f32) {
+    dispatch!(isa, update(softmax: Softmax<'_>, seen: Seen, scale: f32));
 }
 
 #[inline(always)]
-fn update<const FUSED: bool>(
-    scores: &mut [f32; TILE],
-    seen: usize,
-    scale: f32,
-    max: &mut f32,
-    sum: &mut f32,
-    rescale: &mut f32,
-) {
-    for (key, score) in scores.iter_mut().enumerate() {
-        *score = if key < seen { *score * scale } else { f32::NEG_INFINITY };
-    }
-    let (chunks, _) = scores.as_chunks_mut::<LANES>();
-    let mut highest = [f32::NEG_INFINITY; LANES];
-    for chunk in chunks.iter() {
-        for lane in 0..LANES {
-            highest[lane] = if chunk[lane] > highest[lane] { chunk[lane] } else { highest[lane] };
+fn update<const FUSED: bool>(softmax: Softmax<'_>, seen: Seen, scale: f32) {
+    let Softmax { scores, max, sum, rescale } = softmax;
+    let states = max.iter_mut().zip(sum).zip(rescale);
+    for (row, (scores, ((max, sum), rescale))) in scores.iter_mut().zip(states).enumerate() {
+        let seen = (seen.first + row / seen.group).min(seen.len);
+        for (key, score) in scores.iter_mut().enumerate() {
+            *score = if key < seen { *score * scale } else { f32::NEG_INFINITY };
         }
-    }
-    let new_max = highest.iter().fold(*max, |a, b| a.max(*b));
-    *rescale = exp::<FUSED>(*max - new_max);
-    let mut sums = [0_f32; LANES];
-    for chunk in chunks.iter_mut() {
-        for lane in 0..LANES {
-            chunk[lane] = exp::<FUSED>(chunk[lane] - new_max);
-            sums[lane] += chunk[lane];
+        let mut highest = [0_f32; LANES];
+        for (lane, highest) in highest.iter_mut().enumerate() {
+            *highest = larger(scores[lane], scores[lane + LANES]);
         }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                highest[lane] = larger(highest[lane], highest[lane + width]);
+            }
+            width /= 2;
+        }
+        let new_max = larger(*max, highest[0]);
+        *rescale = exp::<FUSED>(*max - new_max);
+        let mut sums = [0_f32; LANES];
+        for chunk in scores.as_chunks_mut::<LANES>().0 {
+            for lane in 0..LANES {
+                chunk[lane] = exp::<FUSED>(chunk[lane] - new_max);
+                sums[lane] += chunk[lane];
+            }
+        }
+        *max = new_max;
+        *sum = *sum * *rescale + sum_lanes(sums);
     }
-    *max = new_max;
-    *sum = *sum * *rescale + sum_lanes(sums);
 }
 
-/// Brings the next tile's K and V nearer: blocks lie anywhere, so that the
-/// processor cannot guess where it goes on.
-#[expect(dead_code, reason = "measured next")]
-fn prefetch_stretch<E>(values: &[E]) {
-    for line in 0..size_of_val(values).div_ceil(64) {
-        prefetch(values.as_ptr().cast::<u8>().wrapping_add(64 * line));
+/// The maximum as one instruction; a NaN comes to light in the sum.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// Brings the K and V of `positions` nearer: blocks lie anywhere, so that the
+/// processor cannot guess where a sequence goes on.
+fn prefetch_tile<E>(operands: &Operands<'_, E>, task: Task<'_>, positions: Range<usize>) {
+    const LINE: usize = 64;
+    let &Operands { k, v, block_size, num_kv_heads, head_dim, .. } = operands;
+    let mut position = positions.start;
+    while position < positions.end {
+        let within = position % block_size;
+        let count = (block_size - within).min(positions.end - position);
+        let block = task.block_table[position / block_size] as usize;
+        let start = (block * num_kv_heads + task.kv_head) * block_size * head_dim;
+        let bytes = count * head_dim * size_of::<E>();
+        let v_rows = v.as_ptr().wrapping_add(start + within * head_dim).cast::<u8>();
+        for line in (0..bytes).step_by(LINE) {
+            prefetch(v_rows.wrapping_add(line));
+        }
+        // Keys of a block lie in `head_dim` stretches, those of one element each.
+        let stretch = count * size_of::<E>();
+        let step = (block_size * size_of::<E>()).max(LINE.min(stretch));
+        let k_elements = k.as_ptr().wrapping_add(start + within).cast::<u8>();
+        for at in (0..head_dim * block_size * size_of::<E>()).step_by(step) {
+            for line in (0..stretch).step_by(LINE) {
+                prefetch(k_elements.wrapping_add(at + line));
+            }
+        }
+        position += count;
     }
 }
