@@ -235,7 +235,8 @@ fn update<const FUSED: bool>(softmax: Softmax<'_>, seen: Seen, scale: f32) {
             width /= 2;
         }
         let new_max = larger(*max, highest[0]);
-        *rescale = exp::<FUSED>(*max - new_max);
+        // e^0 is one, and most tiles bring no new maximum.
+        *rescale = if *max == new_max { 1.0 } else { exp::<FUSED>(*max - new_max) };
         let mut sums = [0_f32; LANES];
         for chunk in scores.as_chunks_mut::<LANES>().0 {
             for lane in 0..LANES {
