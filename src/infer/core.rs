@@ -21,6 +21,7 @@ pub struct EngineCore {
     scheduler: Scheduler,
     clock: Clock,
     next_id: SequenceId,
+    weights_loaded_at: Timestamp,
     /// Makes the next step panic: for the tests of whoever must survive it.
     #[cfg(test)]
     pub(super) panic_in_next_step: bool,
@@ -66,6 +67,8 @@ pub struct StepOutput {
     pub sample: usize,
     /// When it first took part in a step.
     pub first_scheduled_at: Timestamp,
+    /// Prompt tokens taken from the prefix cache.
+    pub num_cached_tokens: usize,
     /// Its token, or why there is none; it has left the engine then.
     pub result: Result<DrawnToken, InferError>,
 }
@@ -110,6 +113,7 @@ impl EngineCore {
     ) -> Result<Self, InferError> {
         let sizing = KvSizing::new(config, model_config)?;
         let model = Llama::load(model_config, weights, config.dtype, sizing.max_model_len)?;
+        let weights_loaded_at = clock.now();
         Ok(Self {
             model,
             cache: KvCache::new(&sizing, model_config, &Device::Cpu)?,
@@ -117,6 +121,7 @@ impl EngineCore {
             model_config: model_config.clone(),
             clock,
             next_id: 0,
+            weights_loaded_at,
             #[cfg(test)]
             panic_in_next_step: false,
         })
@@ -141,6 +146,20 @@ impl EngineCore {
     /// [`InferError::Internal`] when the block accounting is broken.
     pub fn abort(&mut self, id: SequenceId) -> Result<bool, InferError> {
         Ok(self.scheduler.remove(id)?.is_some())
+    }
+
+    /// Takes one sample of a request out; false if it has ended already.
+    ///
+    /// # Errors
+    /// As [`EngineCore::abort`].
+    pub fn abort_sample(&mut self, id: SequenceId, _sample: usize) -> Result<bool, InferError> {
+        self.abort(id)
+    }
+
+    /// When the weights were in memory and the KV pool was not yet.
+    #[must_use]
+    pub const fn weights_loaded_at(&self) -> Timestamp {
+        self.weights_loaded_at
     }
 
     /// Whether a step would do anything.
@@ -245,6 +264,7 @@ impl EngineCore {
                 id,
                 sample: 0,
                 first_scheduled_at: first_scheduled_at.unwrap_or_default(),
+                num_cached_tokens: 0,
                 result: result.map_err(|error| InferError::Internal(error.to_string())),
             });
         }

@@ -6,13 +6,14 @@
 //! `generate` follows the tokens, `response` writes them. Whoever disconnects
 //! drops the generation, and with it its KV blocks.
 
+mod answer;
 mod connections;
 mod error;
 mod generate;
+mod logprobs;
 mod openai;
 mod request;
 mod response;
-mod stop;
 
 use std::io;
 use std::net::SocketAddr;
