@@ -36,7 +36,8 @@ pub struct StepReport {
     pub at: Timestamp,
     /// Tokens computed, prompts included.
     pub num_tokens: usize,
-    /// Of those, tokens of prompts, or of what a preempted sequence computes again.
+    /// Of those, tokens of prompts, or of what a preempted sequence computes
+    /// again: all but the one token that a decoding sequence feeds back.
     pub num_prefill_tokens: usize,
     /// Sequences that took part.
     pub num_seqs: usize,
@@ -46,16 +47,22 @@ pub struct StepReport {
     pub outputs: Vec<StepOutput>,
 }
 
-/// Teacher-forced log-probabilities of a stretch of one prompt.
+/// Teacher-forced log-probabilities of a stretch of one prompt. A request is
+/// scored in one or several steps, in order, each position once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptScores {
     /// Whose prompt.
     pub id: SequenceId,
+    /// When the request first took part in a step.
+    pub first_scheduled_at: Timestamp,
     /// Position of the first entry: entry `i` scores the prompt's token at
     /// `first_position + i` given all before it.
     pub first_position: usize,
-    /// One entry a position.
+    /// One entry a position; none for a prompt of a single token.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Set when scores were all that was asked for (`max_tokens` 0) and these
+    /// were the last: the request has left the engine, without a [`StepOutput`].
+    pub stop: Option<StopReason>,
 }
 
 /// What a step did for one sequence.
@@ -67,7 +74,8 @@ pub struct StepOutput {
     pub sample: usize,
     /// When it first took part in a step.
     pub first_scheduled_at: Timestamp,
-    /// Prompt tokens taken from the prefix cache.
+    /// Prompt tokens that came from the prefix cache when it was first
+    /// admitted. A sample that shares its sibling's blocks took none from there.
     pub num_cached_tokens: usize,
     /// Its token, or why there is none; it has left the engine then.
     pub result: Result<DrawnToken, InferError>,
@@ -91,10 +99,19 @@ pub struct CoreStats {
     pub num_running: usize,
     /// Sequences in the queue.
     pub num_waiting: usize,
-    /// Blocks that nobody holds.
+    /// Blocks that nobody holds, those with cached content included.
     pub num_free_blocks: usize,
+    /// Of the free blocks, those whose content a prompt could still use.
+    pub num_cached_blocks: usize,
     /// Blocks in the pool.
     pub num_blocks: usize,
+    /// Slots of held blocks that hold no token: internal fragmentation.
+    pub num_waste_slots: usize,
+    /// Prompt tokens looked up in the prefix cache since the start, each
+    /// sequence once.
+    pub prefix_query_tokens: u64,
+    /// Of those, tokens that were found and not computed.
+    pub prefix_hit_tokens: u64,
     /// Sequences sent back to the queue since the start.
     pub num_preemptions: u64,
 }
@@ -175,7 +192,11 @@ impl EngineCore {
             num_running: self.scheduler.running().len(),
             num_waiting: self.scheduler.waiting().len(),
             num_free_blocks: self.scheduler.blocks().num_free(),
+            num_cached_blocks: 0,
             num_blocks: self.scheduler.blocks().num_blocks(),
+            num_waste_slots: self.scheduler.running().iter().map(Sequence::num_waste_slots).sum(),
+            prefix_query_tokens: 0,
+            prefix_hit_tokens: 0,
             num_preemptions: self.scheduler.num_preemptions(),
         }
     }
@@ -204,6 +225,7 @@ impl EngineCore {
         assert!(!std::mem::take(&mut self.panic_in_next_step), "a panic in a step, as ordered");
         // Inside the pool, so that ops fork without waking it from outside.
         let logits = rayon::scope(|_| self.model.forward(&batch, &self.cache))?;
+        let num_prefill_tokens = self.num_prefill_tokens(&chunks);
         for chunk in &chunks {
             self.scheduler.advance(*chunk);
         }
@@ -217,16 +239,22 @@ impl EngineCore {
                 self.scheduler.remove(output.id)?;
             }
         }
-        let num_tokens = batch.input_ids.len();
         Ok(StepReport {
             started_at,
             at: self.clock.now(),
-            num_tokens,
-            num_prefill_tokens: 0,
+            num_tokens: batch.input_ids.len(),
+            num_prefill_tokens,
             num_seqs: chunks.len(),
             scores: Vec::new(),
             outputs,
         })
+    }
+
+    fn num_prefill_tokens(&self, chunks: &[Chunk]) -> usize {
+        let is_prefill = |chunk: &&Chunk| {
+            self.scheduler.running().get(chunk.index).is_some_and(|s| !s.is_decoding())
+        };
+        chunks.iter().filter(is_prefill).map(|chunk| chunk.num_tokens).sum()
     }
 
     fn note_first_scheduled(&mut self, chunks: &[Chunk]) {

@@ -207,17 +207,7 @@ impl EngineThread {
                 None => Duration::ZERO,
             };
             let request = submission.request.clone();
-            let mut live = Live::new(submission, load, self.shared.tokenizer());
-            // A prompt of one token has nothing to score.
-            let now = self.shared.clock.now();
-            if let Some(event) = live.send_scores(now) {
-                send(live.events(), event);
-            }
-            if live.has_ended() {
-                self.shared.leave(live.num_samples());
-                send(live.events(), live.done(StopReason::Length, now));
-                continue;
-            }
+            let live = Live::new(submission, load, self.shared.tokenizer());
             match core.add_request(request) {
                 Ok(id) => {
                     self.live.insert(id, live);
@@ -285,13 +275,12 @@ impl EngineThread {
     fn deliver(&mut self, report: StepReport) {
         let mut outbox = Outbox::with_capacity(report.outputs.len() + report.scores.len());
         for scores in report.scores {
-            let id = scores.id;
-            if let Some(live) = self.live.get_mut(&id)
-                && let Some(event) = live.take_scores(scores, report.at)
-            {
+            let (id, reason) = (scores.id, scores.stop.unwrap_or(StopReason::Length));
+            let Some(live) = self.live.get_mut(&id) else { continue };
+            if let Some(event) = live.take_scores(scores, report.at) {
                 outbox.push((live.events().clone(), event));
-                self.finish(id, StopReason::Length, report.at, &mut outbox);
             }
+            self.finish(id, reason, report.at, &mut outbox);
         }
         for output in report.outputs {
             self.take_output(output, report.at, &mut outbox);

@@ -27,8 +27,6 @@ pub(super) struct Live {
     samples: Vec<Sample>,
     /// Scores still missing; `None` where none were asked for or all are sent.
     scores: Option<Scores>,
-    /// No token is asked for: the scores are all.
-    scores_only: bool,
     num_prompt_tokens: usize,
     num_cached_tokens: usize,
     submitted_at: Timestamp,
@@ -76,7 +74,6 @@ impl Live {
             events,
             samples: (0..request.n.max(1)).map(sample).collect(),
             scores: request.prompt_logprobs.map(|_| Scores { found: Vec::new(), needed }),
-            scores_only: request.max_tokens == 0,
             num_prompt_tokens,
             num_cached_tokens: 0,
             submitted_at,
@@ -104,34 +101,27 @@ impl Live {
 
     /// Notes when it first took part in a step, and what it found in the cache.
     pub(super) fn note_scheduled(&mut self, at: Timestamp, num_cached_tokens: usize) {
-        if self.first_scheduled_at.is_none() {
-            self.first_scheduled_at = Some(at);
-            self.num_cached_tokens = num_cached_tokens;
-        }
+        self.first_scheduled_at.get_or_insert(at);
+        // Samples after the first share its blocks and have no count of their own.
+        self.num_cached_tokens = self.num_cached_tokens.max(num_cached_tokens);
     }
 
     /// Takes scores of a stretch of its prompt; the event, once all are there.
-    /// A sequence that was preempted scores some positions again, alike.
     pub(super) fn take_scores(
         &mut self,
         scores: PromptScores,
         at: Timestamp,
     ) -> Option<GenerationEvent> {
+        self.note_scheduled(scores.first_scheduled_at, 0);
+        if let Some(reason) = scores.stop {
+            self.end(reason);
+        }
         let wanted = self.scores.as_mut()?;
         let known = (wanted.found.len() + 1).saturating_sub(scores.first_position);
         wanted.found.extend(scores.logprobs.into_iter().skip(known));
-        self.send_scores(at)
-    }
-
-    /// The event of the scores if they are complete; a prompt of one token has
-    /// none and is complete at once.
-    pub(super) fn send_scores(&mut self, at: Timestamp) -> Option<GenerationEvent> {
-        let complete = self.scores.as_ref().is_some_and(|s| s.found.len() >= s.needed);
+        let complete = wanted.found.len() >= wanted.needed;
         let scores = self.scores.take_if(|_| complete)?;
         self.prefilled_at.get_or_insert(at);
-        if self.scores_only {
-            self.end(StopReason::Length);
-        }
         Some(GenerationEvent::PromptLogprobs { at, logprobs: scores.found })
     }
 
@@ -177,7 +167,7 @@ impl Live {
     }
 
     /// Ends what is left, for `reason`.
-    pub(super) fn end(&mut self, reason: StopReason) {
+    fn end(&mut self, reason: StopReason) {
         for sample in &mut self.samples {
             sample.ended.get_or_insert(reason);
         }

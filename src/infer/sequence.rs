@@ -168,6 +168,18 @@ impl Sequence {
         self.token_ids.len() - self.num_computed_tokens
     }
 
+    /// Whether all that is left to compute is the token drawn last.
+    #[must_use]
+    pub const fn is_decoding(&self) -> bool {
+        self.num_output_tokens() > 0 && self.num_uncomputed_tokens() == 1
+    }
+
+    /// Slots of its blocks that hold no token yet.
+    #[must_use]
+    pub const fn num_waste_slots(&self) -> usize {
+        self.block_table.capacity().saturating_sub(self.num_computed_tokens)
+    }
+
     /// Tokens generated so far.
     #[must_use]
     pub const fn num_output_tokens(&self) -> usize {
