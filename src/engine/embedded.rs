@@ -14,6 +14,7 @@ use super::{
     Usage, connect,
 };
 use crate::clock::Clock;
+use crate::infer::telemetry::{ResidentBytes, Telemetry};
 use crate::infer::{
     ChatMessage, ComputeDtype, EngineConfig, EngineHost, Generation, GenerationEvent, InferError,
     InferRequest, KvBudget, ModelSource, SamplingParams, StopReason,
@@ -235,6 +236,11 @@ impl Engine for EmbeddedEngine {
             return Err(EngineError::new(ErrorClass::Engine, message));
         }
         Ok(self.clock.now().since(begun))
+    }
+
+    fn observe(&self, resident: ResidentBytes) -> Option<Telemetry> {
+        // An engine whose thread has ended has nothing to tell; its requests say why.
+        self.host.observe(resident).ok()
     }
 }
 

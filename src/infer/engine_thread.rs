@@ -244,8 +244,15 @@ impl EngineThread {
             Ok(Ok(report)) => {
                 let after = core.stats();
                 let stats = step_stats(&report, after, preempted_before);
-                self.deliver(report);
+                let outbox = self.take_report(report);
+                // Blocks are free, seats counted and the step told of before
+                // anyone hears of an end.
+                self.publish();
                 self.tell_step(stats);
+                for (events, event) in outbox {
+                    send(&events, event);
+                }
+                self.fail_if_broken("a sample was stopped");
             }
             Ok(Err(error)) => self.fail_all(&error),
             Err(panic) => {
@@ -256,7 +263,7 @@ impl EngineThread {
         }
     }
 
-    /// Tells of a step, after its tokens went out: who waits for them comes first.
+    /// Tells of a step, and of the load that it was the end of.
     fn tell_step(&mut self, stats: StepStats) {
         if std::mem::take(&mut self.fresh) {
             let StepStats { started_at, took, .. } = stats;
@@ -270,9 +277,8 @@ impl EngineThread {
         });
     }
 
-    /// Sends every request what a step did for it. Blocks are free and seats
-    /// counted before anyone hears of an end.
-    fn deliver(&mut self, report: StepReport) {
+    /// What a step did for every request, and has to be sent.
+    fn take_report(&mut self, report: StepReport) -> Outbox {
         let mut outbox = Outbox::with_capacity(report.outputs.len() + report.scores.len());
         for scores in report.scores {
             let (id, reason) = (scores.id, scores.stop.unwrap_or(StopReason::Length));
@@ -285,11 +291,7 @@ impl EngineThread {
         for output in report.outputs {
             self.take_output(output, report.at, &mut outbox);
         }
-        self.publish();
-        for (events, event) in outbox {
-            send(&events, event);
-        }
-        self.fail_if_broken("a sample was stopped");
+        outbox
     }
 
     fn take_output(&mut self, output: StepOutput, at: Timestamp, outbox: &mut Outbox) {
