@@ -13,10 +13,9 @@ use super::core::{CoreStats, StepOutput, StepReport};
 use super::generation::GenerationEvent;
 use super::host::{HostStatus, Shared};
 use super::live::{Live, Submission};
+use super::loading::{Loaded, panicked};
 use super::sequence::SequenceId;
-use super::telemetry::{
-    CountedWeights, EngineEvent, LoadPhase, LoadPhaseKind, MemoryParts, Sink, StepStats,
-};
+use super::telemetry::{CountedWeights, EngineEvent, LoadPhase, LoadPhaseKind, Sink, StepStats};
 use super::weights::WeightSource;
 use super::{EngineCore, InferError, StopReason};
 use crate::clock::Timestamp;
@@ -155,41 +154,14 @@ impl EngineThread {
         if self.core.is_some() {
             return Ok(());
         }
-        let resident_before = self.sink.as_ref().and_then(Sink::resident_bytes);
-        let started = self.shared.clock.now();
-        self.weights.take_num_bytes();
-        let Shared { model_config, config, clock, .. } = &*self.shared;
-        let load = || EngineCore::new(model_config, &self.weights, config, clock.clone());
-        let core = catch_unwind(AssertUnwindSafe(load))
-            .unwrap_or_else(|panic| Err(panicked("loading", panic.as_ref())))?;
-        let ended = self.shared.clock.now();
-        let weights_loaded_at = core.weights_loaded_at();
-        self.core = Some(core);
-        self.loaded = Some((started, ended));
+        let loaded = Loaded::load(&self.shared, &self.weights, self.sink.as_ref())?;
+        self.core = Some(loaded.core);
+        self.loaded = Some((loaded.started, loaded.ended));
         self.fresh = true;
         self.publish();
-        let phase = |kind, started_at, ended: Timestamp, bytes| {
-            EngineEvent::Load(LoadPhase {
-                kind,
-                started_at,
-                took: ended.since(started_at),
-                bytes: Some(bytes),
-            })
-        };
-        let stored = self.weights.stored_bytes();
-        self.tell(|_| phase(LoadPhaseKind::Weights, started, weights_loaded_at, stored));
-        let kv_bytes = self.shared.kv_bytes();
-        self.tell(|_| phase(LoadPhaseKind::KvPool, weights_loaded_at, ended, kv_bytes));
-        let weight_bytes = self.weights.take_num_bytes();
-        self.tell(|sink| {
-            EngineEvent::Memory(MemoryParts {
-                at: ended,
-                weight_bytes,
-                kv_bytes,
-                resident_before,
-                resident_after: sink.resident_bytes(),
-            })
-        });
+        for event in loaded.events {
+            self.tell(|_| event);
+        }
         Ok(())
     }
 
@@ -419,13 +391,4 @@ fn step_stats(report: &StepReport, after: CoreStats, preempted_before: u64) -> S
 /// a reader that is gone, and that is noticed before the next step.
 fn send(events: &mpsc::Sender<GenerationEvent>, event: GenerationEvent) {
     let _ = events.try_send(event);
-}
-
-fn panicked(during: &str, panic: &(dyn std::any::Any + Send)) -> InferError {
-    let message = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message");
-    InferError::Internal(format!("{during} panicked: {message}"))
 }

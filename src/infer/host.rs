@@ -344,7 +344,10 @@ pub struct HostStatus {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::infer::StopReason;
     use crate::infer::weights::{Weight, WeightSource};
 
     fn tiny() -> ModelSource {

@@ -17,6 +17,7 @@ pub mod generation;
 pub mod host;
 pub mod kv;
 mod live;
+mod loading;
 pub mod model;
 pub mod ops;
 pub mod sampler;

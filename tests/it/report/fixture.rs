@@ -122,7 +122,12 @@ pub fn run() -> RunData {
         }
     }
     sim.note(JournalEvent::RunFinished);
-    RunData { manifest: manifest(cases), requests: sim.requests, journal: sim.journal, steps: Vec::new() }
+    RunData {
+        manifest: manifest(cases),
+        requests: sim.requests,
+        journal: sim.journal,
+        steps: Vec::new(),
+    }
 }
 
 fn manifest(cases: Vec<CaseRecord>) -> Manifest {
