@@ -98,8 +98,8 @@ pub fn summarise(run: &RunData, grouped: &[CaseRequests<'_>]) -> Vec<Inside> {
                 decodes.map(|step| super::latency::ms(step.took_ns)).collect(),
                 "no step without a prompt was recorded",
             ),
-            num_preemptions: steps.iter().map(|step| step.num_preemptions).sum(),
-            num_blocks: peak(|step| step.num_used_blocks + step.num_free_blocks),
+            num_preemptions: sum(steps.iter().map(|step| step.num_preemptions)),
+            num_blocks: peak(|step| step.num_used_blocks.saturating_add(step.num_free_blocks)),
             peak_used_blocks: peak(|step| step.num_used_blocks),
             peak_waste_slots: peak(|step| step.num_waste_slots),
             peak_waiting: peak(|step| step.num_waiting),
@@ -112,12 +112,17 @@ pub fn summarise(run: &RunData, grouped: &[CaseRequests<'_>]) -> Vec<Inside> {
     (0..).zip(&run.manifest.engines).filter_map(engine).collect()
 }
 
+/// A sum that damaged files cannot overflow.
+fn sum(values: impl Iterator<Item = u64>) -> u64 {
+    values.fold(0, u64::saturating_add)
+}
+
 fn lost(run: &RunData, index: u32) -> u64 {
     let lost = run.journal.iter().filter_map(|entry| match entry.event {
         JournalEvent::TelemetryLost { engine, num_events } if engine == index => Some(num_events),
         _ => None,
     });
-    lost.sum()
+    sum(lost)
 }
 
 fn load(run: &RunData, index: u32) -> Vec<LoadSummary> {
@@ -175,7 +180,8 @@ fn memory(run: &RunData, index: u32, steps: &[&StepRecord]) -> Option<MemorySumm
             Some(MemorySummary {
                 weight_bytes,
                 kv_bytes,
-                other_bytes: grown.and_then(|grown| grown.checked_sub(weight_bytes + kv_bytes)),
+                other_bytes: grown
+                    .and_then(|grown| grown.checked_sub(weight_bytes.saturating_add(kv_bytes))),
                 rss_before_bytes,
                 rss_after_bytes,
                 rss_peak_bytes,
