@@ -291,7 +291,7 @@ impl EngineHost {
 impl Shared {
     /// Takes `num_samples` seats, unless the queue is full.
     fn enter(&self, num_samples: usize) -> Result<(), InferError> {
-        let check = |live: usize| self.limits.check_queue(live + num_samples.saturating_sub(1));
+        let check = |live: usize| self.limits.check_queue_for(live, num_samples);
         let more = |live| check(live).is_ok().then_some(live + num_samples);
         match self.live.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
             Ok(_) => Ok(()),
