@@ -95,9 +95,11 @@ fn memory(engines: &[Inside]) -> Table {
             Cell::new(format_bytes(memory.weight_bytes)),
             Cell::new(format_bytes(memory.kv_bytes)),
             Cell::or_absent(
-                memory.other_bytes.map(format_bytes),
-                "the process grew by less than weights and KV pool: pages that were never \
-                 written, or were freed before, are not new",
+                memory.other_bytes.map(format_bytes).or_else(|| {
+                    memory.other_at_most_bytes.map(|bytes| format!("≤ {}", format_bytes(bytes)))
+                }),
+                "the process grew by less than the weights: it reused memory that was freed \
+                 before",
             ),
             bytes(memory.rss_before_bytes),
             bytes(memory.rss_after_bytes),

@@ -63,8 +63,11 @@ pub struct MemorySummary {
     pub kv_bytes: u64,
     /// Growth of the process from before a load to its peak while this engine
     /// alone was stepping, beyond weights and pool: activations and all else.
-    /// Absent where it was not read, or was less than the parts.
+    /// Absent where it was not read, or was less than the parts: pages of the
+    /// pool that were never written are not resident.
     pub other_bytes: Option<u64>,
+    /// The same as if no page of the pool were resident: a bound from above.
+    pub other_at_most_bytes: Option<u64>,
     /// Resident before the load.
     pub rss_before_bytes: Option<u64>,
     /// Resident after the load.
@@ -157,12 +160,12 @@ fn load(run: &RunData, index: u32) -> Vec<LoadSummary> {
     kinds.into_iter().filter_map(summary).collect()
 }
 
-/// Of the load after which most was resident, or else the first.
+/// Of the first load: later ones reuse what earlier ones freed.
 fn memory(run: &RunData, index: u32, steps: &[&StepRecord]) -> Option<MemorySummary> {
     let disturbs = |event: &JournalEvent| {
         matches!(event, JournalEvent::Memory { .. } | JournalEvent::MadeCold { .. })
     };
-    let loads = run.journal.iter().filter_map(|entry| match entry.event {
+    let mut loads = run.journal.iter().filter_map(|entry| match entry.event {
         JournalEvent::Memory {
             engine,
             weight_bytes,
@@ -182,6 +185,7 @@ fn memory(run: &RunData, index: u32, steps: &[&StepRecord]) -> Option<MemorySumm
                 kv_bytes,
                 other_bytes: grown
                     .and_then(|grown| grown.checked_sub(weight_bytes.saturating_add(kv_bytes))),
+                other_at_most_bytes: grown.and_then(|grown| grown.checked_sub(weight_bytes)),
                 rss_before_bytes,
                 rss_after_bytes,
                 rss_peak_bytes,
@@ -189,11 +193,88 @@ fn memory(run: &RunData, index: u32, steps: &[&StepRecord]) -> Option<MemorySumm
         }
         _ => None,
     });
-    loads.reduce(|best, load| if load.rss_peak_bytes > best.rss_peak_bytes { load } else { best })
+    loads.next()
 }
 
 fn peak_rss(steps: &[&StepRecord], from: Timestamp, until: Option<Timestamp>) -> Option<u64> {
     let within =
         |step: &&&StepRecord| step.at_ns >= from && until.is_none_or(|until| step.at_ns < until);
     steps.iter().filter(within).filter_map(|step| step.rss_bytes).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{JournalEntry, Manifest};
+
+    fn at(nanos: u64) -> Timestamp {
+        Timestamp::from_nanos(nanos)
+    }
+
+    fn step(nanos: u64, rss: u64) -> StepRecord {
+        StepRecord {
+            engine: 0,
+            at_ns: at(nanos),
+            took_ns: 2_000_000,
+            num_tokens: 1,
+            num_prefill_tokens: 0,
+            num_seqs: 1,
+            num_waiting: 0,
+            num_used_blocks: nanos,
+            num_free_blocks: 100 - nanos,
+            num_cached_blocks: 0,
+            num_waste_slots: 3,
+            num_preemptions: 1,
+            rss_bytes: Some(rss),
+        }
+    }
+
+    fn run(steps: Vec<StepRecord>) -> RunData {
+        let manifest: Manifest = serde_json::from_value(serde_json::json!({
+            "schema_version": 1, "yardstick_version": "", "name": "", "started_at": "",
+            "machine": {
+                "os": "", "cpu": null, "num_cpus": 1, "memory_bytes": null,
+                "load_average_percent": null, "cpu_features": [], "gpus": [],
+                "gpu_absent": null, "notes": {},
+            },
+            "model": "", "seed": 0, "plan": "", "plan_sha256": "",
+            "engines": [
+                {"spec": {"name": "ours", "kind": "embedded", "url": null, "settings": {}},
+                 "info": null, "error": null},
+                {"spec": {"name": "theirs", "kind": "vllm", "url": null, "settings": {}},
+                 "info": null, "error": null},
+            ],
+            "cases": [],
+        }))
+        .unwrap();
+        let memory = |nanos, before| JournalEntry {
+            at_ns: at(nanos),
+            event: JournalEvent::Memory {
+                engine: 0,
+                weight_bytes: 100,
+                kv_bytes: 50,
+                rss_before_bytes: Some(before),
+                rss_after_bytes: Some(before + 110),
+            },
+        };
+        let journal = vec![memory(10, 1000), memory(30, 5000)];
+        RunData { manifest, requests: Vec::new(), journal, steps }
+    }
+
+    #[test]
+    fn memory_is_that_of_the_first_load_until_anything_else_is_loaded() {
+        let inside = summarise(&run(vec![step(20, 1180), step(40, 9000)]), &[]);
+        let [ours] = inside.as_slice() else { panic!("{inside:?}") };
+        assert_eq!((ours.num_steps, ours.num_preemptions), (2, 2));
+        assert_eq!((ours.peak_used_blocks, ours.num_blocks), (Some(40), Some(100)));
+        let memory = ours.memory.as_ref().unwrap();
+        assert_eq!((memory.rss_peak_bytes, memory.other_bytes), (Some(1180), Some(30)));
+    }
+
+    #[test]
+    fn growth_below_the_parts_is_a_bound_and_no_negative_number() {
+        let inside = summarise(&run(vec![step(20, 1120)]), &[]);
+        let memory = inside[0].memory.as_ref().unwrap();
+        assert_eq!((memory.other_bytes, memory.other_at_most_bytes), (None, Some(20)));
+    }
 }
