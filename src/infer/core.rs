@@ -12,7 +12,7 @@ use super::sequence::{Sequence, SequenceId};
 pub use super::step::{CoreStats, DrawnToken, PromptScores, StepOutput, StepReport};
 use super::weights::WeightSource;
 use super::{EngineConfig, InferError, InferRequest, ModelConfig, StopReason};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 
 /// The engine: scheduler, KV blocks, model and sampler behind `add_request`, `step` and `abort`.
 pub struct EngineCore {
@@ -22,6 +22,7 @@ pub struct EngineCore {
     scheduler: Scheduler,
     clock: Clock,
     next_id: SequenceId,
+    weights_loaded_at: Timestamp,
     /// Makes the next step panic: for the tests of whoever must survive it.
     #[cfg(test)]
     pub(super) panic_in_next_step: bool,
@@ -55,6 +56,7 @@ impl EngineCore {
         config: &EngineConfig,
         clock: Clock,
     ) -> Result<Self, InferError> {
+        let weights_loaded_at = clock.now();
         let sizing = KvSizing::new(config, model_config)?;
         Ok(Self {
             model,
@@ -63,6 +65,7 @@ impl EngineCore {
             model_config: model_config.clone(),
             clock,
             next_id: 0,
+            weights_loaded_at,
             #[cfg(test)]
             panic_in_next_step: false,
         })
@@ -88,6 +91,20 @@ impl EngineCore {
     /// [`InferError::Internal`] when the block accounting is broken.
     pub fn abort(&mut self, id: SequenceId) -> Result<bool, InferError> {
         Ok(self.scheduler.remove(id)?)
+    }
+
+    /// Takes one sample of a request out; false if it has ended already.
+    ///
+    /// # Errors
+    /// As [`EngineCore::abort`].
+    pub fn abort_sample(&mut self, id: SequenceId, sample: usize) -> Result<bool, InferError> {
+        Ok(self.scheduler.remove_sample(id, sample)?)
+    }
+
+    /// When the weights were in memory and the KV pool was not yet.
+    #[must_use]
+    pub const fn weights_loaded_at(&self) -> Timestamp {
+        self.weights_loaded_at
     }
 
     /// Whether a step would do anything.

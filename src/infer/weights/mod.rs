@@ -49,6 +49,18 @@ pub enum Weight {
     Quantized(Arc<QTensor>),
 }
 
+impl Weight {
+    /// Bytes it takes in memory.
+    #[must_use]
+    pub fn num_bytes(&self) -> u64 {
+        let bytes = match self {
+            Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Self::Quantized(blocks) => blocks.storage_size_in_bytes(),
+        };
+        bytes as u64
+    }
+}
+
 /// Tensors by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`).
 pub trait WeightSource: Send {
     /// The named tensor. `shape` is checked. With `keep_quantized` a
