@@ -47,7 +47,7 @@ fn decode(c: &mut Criterion) {
     group.sample_size(10).measurement_time(Duration::from_secs(8));
     for dtype in model::dtypes(&model) {
         let mut core = model::core(&model, dtype, 2048);
-        let weight_bytes = core.memory().weights_read_in_a_step;
+        let weight_bytes = core.weight_memory().read_in_a_step;
         for (sequences, prompt_len) in CASES {
             group.throughput(Throughput::Elements((sequences * STEPS) as u64));
             let name = format!("{dtype}/{sequences}x{prompt_len}");

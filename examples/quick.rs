@@ -22,7 +22,7 @@ fn main() {
     };
     let t = Instant::now();
     let mut core = EngineCore::new(&model.config, &*model.weights, &config, Clock::real()).unwrap();
-    println!("open {open:?} load {:?} {:?}", t.elapsed(), core.memory());
+    println!("open {open:?} load {:?} {:?}", t.elapsed(), core.weight_memory());
     for case in &a[3..] {
         let (n, p) = case.split_once('x').unwrap();
         let (n, p): (usize, usize) = (n.parse().unwrap(), p.parse().unwrap());

@@ -86,6 +86,16 @@ pub struct EmbeddedArgs {
     /// Tokens in one step, prompts included
     #[arg(long, value_name = "N", default_value = "2048")]
     max_num_batched_tokens: NonZeroUsize,
+    /// Compute every prompt from its first token, keeping no K and V of earlier ones
+    #[arg(long)]
+    no_prefix_caching: bool,
+    /// Threads that compute [default: one for each core]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// The same tokens whatever else is in the batch; always so on the CPU,
+    /// where it cannot be switched off
+    #[arg(long)]
+    deterministic: bool,
 }
 
 /// A model that was found and opened; its weights are not loaded yet.
@@ -140,6 +150,8 @@ impl EmbeddedArgs {
             },
             max_num_seqs: self.max_num_seqs.get(),
             max_num_batched_tokens: self.max_num_batched_tokens.get(),
+            enable_prefix_caching: !self.no_prefix_caching,
+            threads: self.threads.map(NonZeroUsize::get),
             dtype: match self.dtype {
                 Dtype::F32 => ComputeDtype::F32,
                 Dtype::Bf16 => ComputeDtype::Bf16,

@@ -223,6 +223,7 @@ impl Measurement<'_> {
             writer: &writer,
             cancel: self.cancel.clone(),
             cpu_time: hardware::process_cpu_time,
+            resident_bytes: hardware::resident_bytes,
         };
         let mut progress = RunProgress::new(cases, contestants.names());
         let ended = runtime.block_on(run_cases(&session, cases, &mut progress));

@@ -14,6 +14,7 @@ use super::{
     Usage, connect,
 };
 use crate::clock::Clock;
+use crate::infer::telemetry::{ResidentBytes, Telemetry};
 use crate::infer::{
     ChatMessage, ComputeDtype, EngineConfig, EngineHost, Generation, GenerationEvent, InferError,
     InferRequest, KvBudget, ModelSource, SamplingParams, StopReason,
@@ -130,6 +131,10 @@ fn config(spec: &EngineSpec) -> Result<EngineConfig, EngineError> {
         kv,
         max_num_seqs: number("max_num_seqs", default.max_num_seqs),
         max_num_batched_tokens: number("max_num_batched_tokens", default.max_num_batched_tokens),
+        enable_prefix_caching: spec
+            .setting("enable_prefix_caching")
+            .map_or(default.enable_prefix_caching, |value| value == "true"),
+        threads: spec.number("threads"),
         dtype,
         ..default
     })
@@ -233,6 +238,11 @@ impl Engine for EmbeddedEngine {
         }
         Ok(self.clock.now().since(begun))
     }
+
+    fn observe(&self, resident: ResidentBytes) -> Option<Telemetry> {
+        // An engine whose thread has ended has nothing to tell; its requests say why.
+        self.host.observe(resident).ok()
+    }
 }
 
 /// A request that waits for its release into the engine's queue.
@@ -281,9 +291,11 @@ async fn follow(
                 exchange.push(TokenEvent { at, kind: EventKind::Content, num_tokens: Some(1) });
                 exchange.text.push_str(&text);
             }
+            Some(GenerationEvent::PromptLogprobs { .. }) => {}
             Some(GenerationEvent::Done {
                 reason,
                 num_prompt_tokens,
+                num_cached_tokens,
                 num_output_tokens,
                 timings,
                 ..
@@ -292,7 +304,7 @@ async fn follow(
                 exchange.usage = Some(Usage {
                     num_prompt_tokens: u32::try_from(num_prompt_tokens).ok(),
                     num_output_tokens: u32::try_from(num_output_tokens).ok(),
-                    num_cached_tokens: None,
+                    num_cached_tokens: u32::try_from(num_cached_tokens).ok(),
                 });
                 for (name, duration) in [
                     ("queue_ns", timings.queue),
@@ -344,12 +356,14 @@ mod tests {
     #[test]
     fn settings_become_the_engines_configuration() {
         let config = config_of(
-            "embedded?max_model_len=64&block_size=8&kv_memory=1MiB&max_num_seqs=3&dtype=quantized",
+            "embedded?max_model_len=64&block_size=8&kv_memory=1MiB&max_num_seqs=3&dtype=quantized\
+             &enable_prefix_caching=false&threads=3",
         )
         .unwrap();
         assert_eq!((config.max_model_len, config.block_size), (Some(64), 8));
         assert_eq!(config.kv, KvBudget::Bytes(1 << 20));
         assert_eq!((config.max_num_seqs, config.dtype), (3, ComputeDtype::Quantized));
+        assert_eq!((config.enable_prefix_caching, config.threads), (false, Some(3)));
         assert_eq!(config_of("embedded").unwrap(), EngineConfig::default());
     }
 

@@ -24,6 +24,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use crate::infer::telemetry::{ResidentBytes, Telemetry};
+
 pub use connect::{ModelHint, connect};
 pub use error::{EngineError, ErrorClass};
 pub use event::{EventKind, Exchange, FinishReason, TokenEvent, Usage};
@@ -116,6 +118,12 @@ pub trait Engine: Send + Sync {
     /// When the engine refuses or does not become cold in time. Not called
     /// where [`Capabilities::cold`] says no.
     async fn make_cold(&self) -> Result<Duration, EngineError>;
+
+    /// Has an engine in this process tell of its own steps and loading from now
+    /// on; `None` for one that runs elsewhere. `resident` reads this process's memory.
+    fn observe(&self, _resident: ResidentBytes) -> Option<Telemetry> {
+        None
+    }
 }
 
 /// A request that waits for its release.

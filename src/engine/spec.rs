@@ -61,6 +61,8 @@ impl EngineKind {
                 ("kv_memory", "KV pool in bytes, such as 512MiB"),
                 ("max_num_seqs", "sequences in one step"),
                 ("max_num_batched_tokens", "tokens in one step"),
+                ("enable_prefix_caching", "true (default), or false to compute every prompt whole"),
+                ("threads", "threads that compute, one for each core if absent"),
                 ("dtype", "f32, bf16, or quantized to compute on GGUF blocks as they are"),
                 ("load_format", "auto, or dummy for seeded weights of the right shapes"),
                 ("model", "card name or path, if not the run's"),
@@ -211,12 +213,14 @@ impl EngineSpec {
                 | "kv_blocks"
                 | "max_num_seqs"
                 | "max_num_batched_tokens"
+                | "threads"
                 | "num_ctx"
                 | "timeout_s" => {
                     let positive = value.parse::<u32>().is_ok_and(|number| number > 0);
                     (!positive).then(|| "a positive whole number".to_owned())
                 }
                 "kv_memory" => crate::units::parse_bytes(value).err(),
+                "enable_prefix_caching" => one_of(value, &["true", "false"]),
                 "transport" => one_of(value, &["channel", "http"]),
                 "dtype" => one_of(value, &["f32", "bf16", "quantized"]),
                 "load_format" => one_of(value, &["auto", "dummy"]),

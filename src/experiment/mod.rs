@@ -2,6 +2,7 @@
 //! Hands out no statistics and prints nothing; an [`Observer`] is told what happens.
 
 mod entry;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +12,12 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::engine::{Engine, ErrorClass};
 use crate::infer::InferError;
+use crate::infer::telemetry::ResidentBytes;
 use crate::load::{Completed, drive};
 use crate::plan::Case;
 use crate::record::{JournalEntry, JournalEvent, RecordWriter, RequestRecord, Stopped};
 use crate::workload::{Workload, prompt_sha256};
+use watch::Watch;
 
 /// Processor time that this process has used, for the client's own share.
 pub type CpuTime = fn() -> Duration;
@@ -33,6 +36,8 @@ pub struct Session<'a> {
     pub cancel: CancellationToken,
     /// Read before and after each case.
     pub cpu_time: CpuTime,
+    /// Read by engines in this process as they load and step.
+    pub resident_bytes: ResidentBytes,
 }
 
 /// Is told how a run goes, for progress on a terminal.
@@ -62,17 +67,37 @@ pub async fn run_cases(
     cases: &[Case],
     observer: &mut dyn Observer,
 ) -> Ended {
-    let mut warm = vec![false; session.engines.len()];
     if session.note(JournalEvent::RunStarted).is_err() {
         return Ended::RecorderStopped;
     }
+    let watch = Watch::start(session);
+    let ended = run_each(session, cases, &watch, observer).await;
+    if matches!(ended, Ended::RecorderStopped) || watch.write_all(session).is_err() {
+        return Ended::RecorderStopped;
+    }
+    match ended {
+        Ended::Complete => {
+            let noted = session.note(JournalEvent::RunFinished);
+            noted.map_or(Ended::RecorderStopped, |()| Ended::Complete)
+        }
+        ended => ended,
+    }
+}
+
+async fn run_each(
+    session: &Session<'_>,
+    cases: &[Case],
+    watch: &Watch,
+    observer: &mut dyn Observer,
+) -> Ended {
+    let mut warm = vec![false; session.engines.len()];
     for (number, case) in (0..).zip(cases) {
         let Some(engine) = session.engines[case.engine].as_ref().filter(|_| case.absent.is_none())
         else {
             continue;
         };
-        let result =
-            run_case(session, number, case, engine, &mut warm[case.engine], observer).await;
+        let cell = Cell { number, case, engine, watch };
+        let result = run_case(session, &cell, &mut warm[case.engine], observer).await;
         match result {
             Ok(()) => observer.finished(case, None),
             Err(Failure::Case(message)) => {
@@ -88,7 +113,15 @@ pub async fn run_cases(
             return noted.map_or(Ended::RecorderStopped, |()| Ended::Interrupted);
         }
     }
-    session.note(JournalEvent::RunFinished).map_or(Ended::RecorderStopped, |()| Ended::Complete)
+    Ended::Complete
+}
+
+/// A case that is being run.
+struct Cell<'a> {
+    number: u32,
+    case: &'a Case,
+    engine: &'a Arc<dyn Engine>,
+    watch: &'a Watch,
 }
 
 enum Failure {
@@ -110,12 +143,11 @@ impl From<InferError> for Failure {
 
 async fn run_case(
     session: &Session<'_>,
-    number: u32,
-    case: &Case,
-    engine: &Arc<dyn Engine>,
+    cell: &Cell<'_>,
     warm: &mut bool,
     observer: &mut dyn Observer,
 ) -> Result<(), Failure> {
+    let Cell { number, case, engine, watch } = *cell;
     let cold = case.experiment.is_cold();
     if cold {
         observer.phase(case, "making cold");
@@ -154,12 +186,15 @@ async fn run_case(
         );
         observer.request(&record);
         stopped = session.writer.request(record);
+        // In between, so that no channel fills up however long the case is.
+        stopped = stopped.and_then(|()| watch.write(case.engine, session));
         stopped.is_ok()
     })
     .await;
     stopped?;
     let client_cpu = (session.cpu_time)().saturating_sub(cpu_before);
     let client_cpu_ns = u64::try_from(client_cpu.as_nanos()).unwrap_or(u64::MAX);
+    watch.write(case.engine, session)?;
     if !session.cancel.is_cancelled() {
         session.note(JournalEvent::CaseFinished { case: number, client_cpu_ns })?;
     }

@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::core::{DrawnToken, StepOutput};
-use super::host::{GenerationEvent, HostStatus, RequestTimings, Shared};
+use super::core::{CoreStats, StepOutput, StepReport};
+use super::generation::GenerationEvent;
+use super::host::{HostStatus, Shared};
+use super::live::{Live, Submission};
+use super::loading::{Loaded, panicked};
 use super::sequence::SequenceId;
-use super::tokenizer::Detokenizer;
+use super::telemetry::{EngineEvent, LoadPhase, LoadPhaseKind, Sink, StepStats};
 use super::weights::WeightSource;
-use super::{EngineCore, InferError, InferRequest, StopReason};
+use super::{EngineCore, InferError, StopReason};
 use crate::clock::Timestamp;
 
 /// What a handle asks of the thread.
@@ -25,31 +28,11 @@ pub(super) enum Command {
     Load(SyncSender<Result<(), InferError>>),
     /// Abort everything, free everything, and answer when done.
     Unload(SyncSender<()>),
+    /// Tell what happens from now on, in place of whoever was told before.
+    Observe(Sink),
     /// Panic in the next step of the loaded core.
     #[cfg(test)]
     PanicInNextStep,
-}
-
-/// A request on its way to the engine.
-pub(super) struct Submission {
-    pub request: InferRequest,
-    /// Has room for every event of the request. Closed when its reader is gone,
-    /// which aborts the request.
-    pub events: mpsc::Sender<GenerationEvent>,
-    pub submitted_at: Timestamp,
-}
-
-/// A request that the engine works on.
-struct Live {
-    events: mpsc::Sender<GenerationEvent>,
-    detokenizer: Detokenizer,
-    num_prompt_tokens: usize,
-    num_output_tokens: usize,
-    submitted_at: Timestamp,
-    load: Duration,
-    first_scheduled_at: Option<Timestamp>,
-    first_token_at: Option<Timestamp>,
-    last_token_at: Option<Timestamp>,
 }
 
 /// Whether handles are left.
@@ -70,7 +53,13 @@ pub(super) struct EngineThread {
     live: BTreeMap<SequenceId, Live>,
     /// Start and end of the last load.
     loaded: Option<(Timestamp, Timestamp)>,
+    /// No step has been made since.
+    fresh: bool,
+    sink: Option<Sink>,
 }
+
+/// Events on their way to their readers: sent once the engine's books are right.
+type Outbox = Vec<(mpsc::Sender<GenerationEvent>, GenerationEvent)>;
 
 impl EngineThread {
     pub(super) fn new(
@@ -86,6 +75,8 @@ impl EngineThread {
             arrived: Vec::new(),
             live: BTreeMap::new(),
             loaded: None,
+            fresh: false,
+            sink: None,
         }
     }
 
@@ -144,6 +135,12 @@ impl EngineThread {
                 self.publish();
                 let _ = reply.try_send(());
             }
+            Command::Observe(sink) => {
+                self.sink = Some(sink);
+                if let Some(opened) = self.shared.opened {
+                    self.tell(|_| EngineEvent::Load(opened));
+                }
+            }
             #[cfg(test)]
             Command::PanicInNextStep => {
                 if let Some(core) = &mut self.core {
@@ -157,15 +154,20 @@ impl EngineThread {
         if self.core.is_some() {
             return Ok(());
         }
-        let started = self.shared.clock.now();
-        let Shared { model_config, config, clock, .. } = &*self.shared;
-        let load = || EngineCore::new(model_config, &*self.weights, config, clock.clone());
-        let core = catch_unwind(AssertUnwindSafe(load))
-            .unwrap_or_else(|panic| Err(panicked("loading", panic.as_ref())))?;
-        self.core = Some(core);
-        self.loaded = Some((started, self.shared.clock.now()));
+        let loaded = Loaded::load(&self.shared, &*self.weights, self.sink.as_ref())?;
+        self.core = Some(loaded.core);
+        self.loaded = Some((loaded.started, loaded.ended));
+        self.fresh = true;
         self.publish();
+        for event in loaded.events {
+            self.tell(|_| event);
+        }
         Ok(())
+    }
+
+    /// Tells whoever observes; forgets them once they are gone.
+    fn tell(&mut self, event: impl FnOnce(&Sink) -> EngineEvent) {
+        self.sink.take_if(|sink| !sink.tell(event(sink)));
     }
 
     /// Hands what has arrived to the core.
@@ -177,14 +179,14 @@ impl EngineThread {
                 None => Duration::ZERO,
             };
             let request = submission.request.clone();
-            let live = Live::new(submission, load, &self.shared);
+            let live = Live::new(submission, load, self.shared.tokenizer());
             match core.add_request(request) {
                 Ok(id) => {
                     self.live.insert(id, live);
                 }
                 Err(error) => {
-                    self.shared.leave();
-                    send(&live.events, GenerationEvent::Failed(error));
+                    self.shared.leave(live.num_samples());
+                    send(live.events(), GenerationEvent::Failed(error));
                 }
             }
         }
@@ -192,32 +194,37 @@ impl EngineThread {
 
     /// Frees the blocks of requests whose reader is gone.
     fn abort_abandoned(&mut self) {
-        let closed = |(id, live): (&SequenceId, &Live)| live.events.is_closed().then_some(*id);
+        let closed = |(id, live): (&SequenceId, &Live)| live.is_closed().then_some(*id);
         let ids: Vec<_> = self.live.iter().filter_map(closed).collect();
         if ids.is_empty() {
             return;
         }
         for id in ids {
-            self.live.remove(&id);
             self.abort_in_core(id);
-            self.shared.leave();
+            if let Some(live) = self.live.remove(&id) {
+                self.shared.leave(live.num_samples());
+            }
         }
-        if self.core.is_none() {
-            let error = "KV block accounting broke while a request was aborted";
-            self.fail_all(&InferError::Internal(error.to_owned()));
-        }
+        self.fail_if_broken("a request was aborted");
         self.publish();
     }
 
     fn step(&mut self) {
         let Some(core) = self.core.as_mut().filter(|core| core.has_work()) else { return };
+        let preempted_before = core.stats().num_preemptions;
         match catch_unwind(AssertUnwindSafe(|| core.step())) {
             Ok(Ok(report)) => {
-                // Blocks are free and seats counted before anyone hears of the end.
+                let after = core.stats();
+                let stats = step_stats(&report, after, preempted_before);
+                let outbox = self.take_report(report);
+                // Blocks are free, seats counted and the step told of before
+                // anyone hears of an end.
                 self.publish();
-                for output in report.outputs {
-                    self.deliver(output, report.at);
+                self.tell_step(stats);
+                for (events, event) in outbox {
+                    send(&events, event);
                 }
+                self.fail_if_broken("a sample was stopped");
             }
             Ok(Err(error)) => self.fail_all(&error),
             Err(panic) => {
@@ -228,30 +235,72 @@ impl EngineThread {
         }
     }
 
-    /// Sends one sequence what the step did for it.
-    fn deliver(&mut self, output: StepOutput, at: Timestamp) {
-        let StepOutput { id, first_scheduled_at, result, .. } = output;
+    /// Tells of a step, and of the load that it was the end of.
+    fn tell_step(&mut self, stats: StepStats) {
+        if std::mem::take(&mut self.fresh) {
+            let StepStats { started_at, took, .. } = stats;
+            let kind = LoadPhaseKind::FirstStep;
+            let phase = LoadPhase { kind, started_at, took, bytes: None };
+            self.tell(|_| EngineEvent::Load(phase));
+        }
+        self.tell(|sink| {
+            let resident_bytes = sink.resident_now_and_then(stats.started_at);
+            EngineEvent::Step(StepStats { resident_bytes, ..stats })
+        });
+    }
+
+    /// What a step did for every request, and has to be sent.
+    fn take_report(&mut self, report: StepReport) -> Outbox {
+        let mut outbox = Outbox::with_capacity(report.outputs.len() + report.scores.len());
+        for scores in report.scores {
+            let (id, reason) = (scores.id, scores.stop.unwrap_or(StopReason::Length));
+            let Some(live) = self.live.get_mut(&id) else { continue };
+            if let Some(event) = live.take_scores(scores, report.at) {
+                outbox.push((live.events().clone(), event));
+            }
+            self.finish(id, reason, report.at, &mut outbox);
+        }
+        for output in report.outputs {
+            self.take_output(output, report.at, &mut outbox);
+        }
+        outbox
+    }
+
+    fn take_output(&mut self, output: StepOutput, at: Timestamp, outbox: &mut Outbox) {
+        let StepOutput { id, sample, .. } = output;
         let Some(live) = self.live.get_mut(&id) else { return };
-        live.first_scheduled_at = Some(first_scheduled_at);
-        match result {
+        live.note_scheduled(output.first_scheduled_at, output.num_cached_tokens);
+        match output.result {
             Ok(drawn) => {
                 let is_eos = self.shared.model_config.eos_token_ids.contains(&drawn.id);
                 let stop = drawn.stop;
-                let token = live.take_token(drawn, is_eos, at);
-                send(&live.events, token);
-                if let Some(reason) = stop
-                    && let Some(live) = self.live.remove(&id)
-                {
-                    self.shared.leave();
-                    send(&live.events, live.done(reason, at));
+                let Some(taken) = live.take_token(sample, drawn, is_eos, at) else { return };
+                outbox.push((live.events().clone(), taken.event));
+                if taken.stopped_by_text {
+                    self.abort_sample_in_core(id, sample);
                 }
+                let reason = stop.unwrap_or(StopReason::Stop);
+                self.finish(id, reason, at, outbox);
             }
             Err(error) => {
+                // Its other samples read the same weights: they go with it.
+                self.abort_in_core(id);
                 if let Some(live) = self.live.remove(&id) {
-                    self.shared.leave();
-                    send(&live.events, GenerationEvent::Failed(error));
+                    self.shared.leave(live.num_samples());
+                    outbox.push((live.events().clone(), GenerationEvent::Failed(error)));
                 }
             }
+        }
+    }
+
+    /// Ends a request all of whose samples have ended.
+    fn finish(&mut self, id: SequenceId, reason: StopReason, at: Timestamp, outbox: &mut Outbox) {
+        if let Some(live) = self.live.get(&id)
+            && live.has_ended()
+        {
+            self.shared.leave(live.num_samples());
+            outbox.push((live.events().clone(), live.done(reason, at)));
+            self.live.remove(&id);
         }
     }
 
@@ -269,23 +318,41 @@ impl EngineThread {
         for id in self.live.keys().copied().collect::<Vec<_>>() {
             self.abort_in_core(id);
         }
+        let tokenizer = self.shared.tokenizer();
         let arrived: Vec<_> =
-            self.arrived.drain(..).map(|s| Live::new(s, Duration::ZERO, &self.shared)).collect();
+            self.arrived.drain(..).map(|s| Live::new(s, Duration::ZERO, tokenizer)).collect();
         let live = std::mem::take(&mut self.live);
         self.publish();
         for live in live.into_values().chain(arrived) {
-            self.shared.leave();
-            send(&live.events, event(&live));
+            self.shared.leave(live.num_samples());
+            send(live.events(), event(&live));
         }
     }
 
-    /// Frees a sequence's blocks. A core whose accounting is broken is dropped
+    /// Frees a request's blocks. A core whose accounting is broken is dropped
     /// with its pool: the next request loads anew.
     fn abort_in_core(&mut self, id: SequenceId) {
         if let Some(core) = &mut self.core
             && core.abort(id).is_err()
         {
             self.core = None;
+        }
+    }
+
+    /// As [`Self::abort_in_core`], for one sample.
+    fn abort_sample_in_core(&mut self, id: SequenceId, sample: usize) {
+        if let Some(core) = &mut self.core
+            && core.abort_sample(id, sample).is_err()
+        {
+            self.core = None;
+        }
+    }
+
+    /// Fails what is left if the core had to be dropped.
+    fn fail_if_broken(&mut self, during: &str) {
+        if self.core.is_none() {
+            let error = format!("KV block accounting broke while {during}");
+            self.fail_all(&InferError::Internal(error));
         }
     }
 
@@ -307,51 +374,16 @@ impl EngineThread {
     }
 }
 
-impl Live {
-    fn new(submission: Submission, load: Duration, shared: &Shared) -> Self {
-        Self {
-            events: submission.events,
-            detokenizer: shared.tokenizer().stream(),
-            num_prompt_tokens: submission.request.prompt_ids.len(),
-            num_output_tokens: 0,
-            submitted_at: submission.submitted_at,
-            load,
-            first_scheduled_at: None,
-            first_token_at: None,
-            last_token_at: None,
-        }
-    }
-
-    /// Notes a token and makes its event. The last one carries what the
-    /// detokenizer still held back.
-    fn take_token(&mut self, drawn: DrawnToken, is_eos: bool, at: Timestamp) -> GenerationEvent {
-        self.num_output_tokens += 1;
-        self.first_token_at.get_or_insert(at);
-        self.last_token_at = Some(at);
-        let mut text = if is_eos { String::new() } else { self.detokenizer.push(drawn.id) };
-        if drawn.stop.is_some() {
-            text.push_str(&self.detokenizer.finish());
-        }
-        GenerationEvent::Token { at, id: drawn.id, text, logprobs: drawn.logprobs }
-    }
-
-    fn done(&self, reason: StopReason, at: Timestamp) -> GenerationEvent {
-        let between = |start: Option<Timestamp>, end: Option<Timestamp>| match (start, end) {
-            (Some(start), Some(end)) => end.since(start),
-            _ => Duration::ZERO,
-        };
-        GenerationEvent::Done {
-            at,
-            reason,
-            num_prompt_tokens: self.num_prompt_tokens,
-            num_output_tokens: self.num_output_tokens,
-            timings: RequestTimings {
-                queue: self.first_scheduled_at.unwrap_or(at).since(self.submitted_at),
-                load: self.load,
-                prefill: between(self.first_scheduled_at, self.first_token_at),
-                decode: between(self.first_token_at, self.last_token_at),
-            },
-        }
+fn step_stats(report: &StepReport, after: CoreStats, preempted_before: u64) -> StepStats {
+    StepStats {
+        started_at: report.started_at,
+        took: report.at.since(report.started_at),
+        num_tokens: report.num_tokens,
+        num_prefill_tokens: report.num_prefill_tokens,
+        num_seqs: report.num_seqs,
+        after,
+        num_preemptions: after.num_preemptions.saturating_sub(preempted_before),
+        resident_bytes: None,
     }
 }
 
@@ -359,13 +391,4 @@ impl Live {
 /// a reader that is gone, and that is noticed before the next step.
 fn send(events: &mpsc::Sender<GenerationEvent>, event: GenerationEvent) {
     let _ = events.try_send(event);
-}
-
-fn panicked(during: &str, panic: &(dyn std::any::Any + Send)) -> InferError {
-    let message = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message");
-    InferError::Internal(format!("{during} panicked: {message}"))
 }

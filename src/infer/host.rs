@@ -5,19 +5,20 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::engine_thread::{Command, EngineThread, Submission};
+use super::engine_thread::{Command, EngineThread};
+pub use super::generation::{Generation, GenerationEvent, RequestTimings, TokenLogprobs};
 use super::kv::KvSizing;
+use super::live::Submission;
 use super::scheduler::SchedulerLimits;
+use super::telemetry::{self, LoadPhase, LoadPhaseKind, ResidentBytes, Telemetry};
 use super::weights::{self, OpenModel};
 use super::{
-    ComputeDtype, EngineConfig, InferError, InferRequest, ModelConfig, ModelSource, StopReason,
-    Tokenizer,
+    ComputeDtype, EngineConfig, InferError, InferRequest, ModelConfig, ModelSource, Tokenizer, stop,
 };
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 
 /// Commands that may stand beside the submissions in the engine's channel.
 const CONTROL_COMMANDS: usize = 16;
@@ -39,10 +40,12 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     limits: SchedulerLimits,
     sizing: KvSizing,
+    /// How long it took to open the model, where this opened it.
+    pub(super) opened: Option<LoadPhase>,
     stored_dtype: String,
     stored_bytes: u64,
     is_dummy: bool,
-    /// Requests submitted and not ended: what bounds the queue.
+    /// Samples submitted and not ended: what bounds the queue.
     live: AtomicUsize,
     status: Mutex<HostStatus>,
 }
@@ -60,7 +63,11 @@ impl EngineHost {
         clock: Clock,
     ) -> Result<Self, InferError> {
         let is_dummy = matches!(source, ModelSource::Dummy { .. });
-        Self::start(weights::open(source)?, is_dummy, config, clock)
+        let started_at = clock.now();
+        let model = weights::open(source)?;
+        let took = clock.now().since(started_at);
+        let opened = LoadPhase { kind: LoadPhaseKind::Open, started_at, took, bytes: None };
+        Self::start_opened(model, is_dummy, config, clock, Some(opened))
     }
 
     /// As [`EngineHost::open`], for a model that is open already.
@@ -72,6 +79,16 @@ impl EngineHost {
         is_dummy: bool,
         config: EngineConfig,
         clock: Clock,
+    ) -> Result<Self, InferError> {
+        Self::start_opened(model, is_dummy, config, clock, None)
+    }
+
+    fn start_opened(
+        model: OpenModel,
+        is_dummy: bool,
+        config: EngineConfig,
+        clock: Clock,
+        opened: Option<LoadPhase>,
     ) -> Result<Self, InferError> {
         let sizing = KvSizing::new(&config, &model.config)?;
         let num_blocks = sizing.num_blocks;
@@ -87,6 +104,7 @@ impl EngineHost {
             clock,
             limits,
             sizing,
+            opened,
             is_dummy,
             live: AtomicUsize::new(0),
             status: Mutex::new(status),
@@ -129,17 +147,20 @@ impl EngineHost {
     pub fn submit(&self, request: InferRequest) -> Result<Generation, InferError> {
         let shared = &self.shared;
         request.check(shared.model_config.vocab_size)?;
+        stop::check(&request.stop)?;
         let max_len = shared.limits.max_len(&request)?;
-        let num_tokens = max_len - request.prompt_ids.len();
-        shared.enter()?;
+        let num_tokens = max_len.saturating_sub(request.prompt_ids.len());
+        let num_samples = request.n;
+        shared.enter(num_samples)?;
         // Room for every event there can be: the engine never waits for a reader.
-        let (events, receiver) = mpsc::channel(num_tokens.saturating_add(2));
+        let capacity = num_tokens.saturating_mul(num_samples).saturating_add(3);
+        let (events, receiver) = mpsc::channel(capacity);
         let submitted_at = shared.clock.now();
         let submission = Submission { request, events, submitted_at };
         match self.commands.try_send(Command::Submit(Box::new(submission))) {
             Ok(()) => Ok(Generation { events: receiver }),
             Err(error) => {
-                shared.leave();
+                shared.leave(num_samples);
                 Err(match error {
                     std::sync::mpsc::TrySendError::Full(_) => InferError::Busy {
                         waiting: shared.limits.max_queue,
@@ -149,6 +170,41 @@ impl EngineHost {
                 })
             }
         }
+    }
+
+    /// Teacher-forced scoring: the log-probability of every token of `ids` after
+    /// the first given all before it, beside the `top` most likely ones. Entry
+    /// `i` belongs to `ids[i + 1]`. Blocks this thread until it is done.
+    ///
+    /// # Errors
+    /// As [`EngineHost::submit`], or when the engine fails or is unloaded meanwhile.
+    pub fn score(&self, ids: &[u32], top: usize) -> Result<Vec<TokenLogprobs>, InferError> {
+        let mut generation = self.submit(InferRequest {
+            prompt_logprobs: Some(top),
+            ..InferRequest::new(ids.to_vec(), 0)
+        })?;
+        loop {
+            match generation.blocking_next() {
+                Some(GenerationEvent::PromptLogprobs { logprobs, .. }) => return Ok(logprobs),
+                Some(GenerationEvent::Token { .. }) => {}
+                Some(GenerationEvent::Failed(error)) => return Err(error),
+                Some(GenerationEvent::Done { .. }) | None => {
+                    let message = "the engine gave the request up before it was scored";
+                    return Err(InferError::Internal(message.to_owned()));
+                }
+            }
+        }
+    }
+
+    /// Has the engine tell of its steps and of its loading from now on, in
+    /// place of whoever was told before. `resident` reads the process's memory.
+    ///
+    /// # Errors
+    /// [`InferError::Internal`] if the engine's thread has ended.
+    pub fn observe(&self, resident: ResidentBytes) -> Result<Telemetry, InferError> {
+        let (sink, telemetry) = telemetry::channel(resident);
+        self.commands.send(Command::Observe(sink)).map_err(|_| thread_is_gone())?;
+        Ok(telemetry)
     }
 
     /// The model's tokenizer.
@@ -165,7 +221,7 @@ impl EngineHost {
 
     /// The settings in force, numbers resolved: `max_model_len`, `block_size`,
     /// `num_blocks`, `kv_bytes`, `max_num_seqs`, `max_num_batched_tokens`,
-    /// `max_queue`, `dtype` (computed in), `weights` (as stored, `dummy` for
+    /// `max_queue`, `enable_prefix_caching`, `dtype` (computed in), `weights` (as stored, `dummy` for
     /// noise), `weight_bytes` (as stored) and `threads`. All are known without loading.
     #[must_use]
     pub fn settings(&self) -> BTreeMap<String, String> {
@@ -180,12 +236,17 @@ impl EngineHost {
             ("max_num_batched_tokens", config.max_num_batched_tokens as u64),
             ("max_queue", config.max_queue as u64),
             ("weight_bytes", *stored_bytes),
-            ("threads", rayon::current_num_threads() as u64),
+            ("threads", config.threads.unwrap_or_else(rayon::current_num_threads) as u64),
+        ];
+        let words = [
+            ("dtype", config.dtype.to_string()),
+            ("weights", weights.to_owned()),
+            ("enable_prefix_caching", config.enable_prefix_caching.to_string()),
         ];
         numbers
             .into_iter()
             .map(|(name, value)| (name, value.to_string()))
-            .chain([("dtype", config.dtype.to_string()), ("weights", weights.to_owned())])
+            .chain(words)
             .map(|(name, value)| (name.to_owned(), value))
             .collect()
     }
@@ -230,18 +291,23 @@ impl EngineHost {
 }
 
 impl Shared {
-    /// Counts one more live request, unless the queue is full.
-    fn enter(&self) -> Result<(), InferError> {
-        let one_more = |live| self.limits.check_queue(live).is_ok().then_some(live + 1);
-        match self.live.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
+    /// Takes `num_samples` seats, unless the queue is full.
+    fn enter(&self, num_samples: usize) -> Result<(), InferError> {
+        let check = |live: usize| self.limits.check_queue_for(live, num_samples);
+        let more = |live| check(live).is_ok().then_some(live + num_samples);
+        match self.live.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
             Ok(_) => Ok(()),
-            Err(live) => self.limits.check_queue(live),
+            Err(live) => check(live),
         }
     }
 
-    /// Counts one less.
-    pub(super) fn leave(&self) {
-        self.live.fetch_sub(1, Ordering::AcqRel);
+    /// Gives `num_samples` seats back.
+    pub(super) fn leave(&self, num_samples: usize) {
+        self.live.fetch_sub(num_samples, Ordering::AcqRel);
+    }
+
+    pub(super) const fn kv_bytes(&self) -> u64 {
+        self.sizing.total_bytes
     }
 
     pub(super) fn tokenizer(&self) -> &Tokenizer {
@@ -278,80 +344,12 @@ pub struct HostStatus {
     pub num_blocks: usize,
 }
 
-/// A running request. Dropping it aborts the request.
-pub struct Generation {
-    events: mpsc::Receiver<GenerationEvent>,
-}
-
-impl Generation {
-    /// The next event; `None` after [`GenerationEvent::Done`] or an error.
-    pub async fn next(&mut self) -> Option<GenerationEvent> {
-        self.events.recv().await
-    }
-
-    /// The next event, blocking this thread: for callers without a runtime.
-    pub fn blocking_next(&mut self) -> Option<GenerationEvent> {
-        self.events.blocking_recv()
-    }
-}
-
-/// What a running request reports.
-#[derive(Debug, Clone)]
-pub enum GenerationEvent {
-    /// A token was drawn.
-    Token {
-        /// When the step that drew it ended, on the engine's clock.
-        at: Timestamp,
-        /// The token.
-        id: u32,
-        /// Text that became complete with it; may be empty inside a character
-        /// that spans tokens. End-of-sequence tokens have none.
-        text: String,
-        /// Natural-log probability of `id` and of the most likely tokens, if asked for.
-        logprobs: Option<TokenLogprobs>,
-    },
-    /// It ended.
-    Done {
-        /// When.
-        at: Timestamp,
-        /// Why.
-        reason: StopReason,
-        /// Prompt tokens.
-        num_prompt_tokens: usize,
-        /// Generated tokens, the end-of-sequence token included.
-        num_output_tokens: usize,
-        /// Where the time went.
-        timings: RequestTimings,
-    },
-    /// It failed.
-    Failed(InferError),
-}
-
-/// Log-probabilities at one position.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprobs {
-    /// Of the token that was drawn.
-    pub logprob: f32,
-    /// Most likely tokens, best first.
-    pub top: Vec<(u32, f32)>,
-}
-
-/// Where a request's time went, on the engine's clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RequestTimings {
-    /// Submitted to first scheduled; includes loading if it met a cold engine.
-    pub queue: Duration,
-    /// Of that, waiting for the weights to load.
-    pub load: Duration,
-    /// First scheduled to first token.
-    pub prefill: Duration,
-    /// First token to last.
-    pub decode: Duration,
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::infer::StopReason;
     use crate::infer::weights::{Weight, WeightForm, WeightSource};
 
     fn tiny() -> ModelSource {

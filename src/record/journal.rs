@@ -46,8 +46,54 @@ pub enum JournalEvent {
         /// Why.
         message: String,
     },
+    /// A phase between a cold engine in this process and its first token;
+    /// `at_ns` is its beginning.
+    LoadPhase {
+        /// Index of the engine in the manifest.
+        engine: u32,
+        /// Which phase.
+        phase: LoadPhaseKind,
+        /// How long it took.
+        took_ns: u64,
+        /// Bytes it went through, where that means something.
+        bytes: Option<u64>,
+    },
+    /// Memory by part, as an engine in this process had loaded.
+    Memory {
+        /// Index of the engine in the manifest.
+        engine: u32,
+        /// Weights as the kernels compute with them.
+        weight_bytes: u64,
+        /// The KV pool.
+        kv_bytes: u64,
+        /// Resident memory of the whole process before loading.
+        rss_before_bytes: Option<u64>,
+        /// Resident memory of the whole process after loading.
+        rss_after_bytes: Option<u64>,
+    },
+    /// Steps or phases were not fetched in time and are in no file.
+    TelemetryLost {
+        /// Index of the engine in the manifest.
+        engine: u32,
+        /// How many.
+        num_events: u64,
+    },
     /// The user asked to stop; what was measured is kept.
     Interrupted,
     /// The last line of a run that ended by itself.
     RunFinished,
+}
+
+/// Phases between a cold engine and its first token, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadPhaseKind {
+    /// Config, tokenizer and headers were read and checked, once a run.
+    Open,
+    /// Weights were read, and converted to what the kernels compute with.
+    Weights,
+    /// The KV pool was allocated.
+    KvPool,
+    /// The first step on the fresh weights.
+    FirstStep,
 }

@@ -5,12 +5,14 @@ pub mod journal;
 pub mod manifest;
 pub mod request;
 pub mod run_dir;
+pub mod step;
 pub mod writer;
 
-pub use journal::{JournalEntry, JournalEvent};
+pub use journal::{JournalEntry, JournalEvent, LoadPhaseKind};
 pub use manifest::{CaseRecord, EngineRecord, Machine, Manifest};
 pub use request::{CountSource, EventRecord, Outcome, RequestRecord};
 pub use run_dir::{Recorder, RunData, RunDirError};
+pub use step::StepRecord;
 pub use writer::{RecordWriter, Stopped};
 
 /// Version of the files' schema, in `manifest.json` and `summary.json`.

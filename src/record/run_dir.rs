@@ -8,10 +8,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::{JournalEntry, Manifest, RequestRecord, SCHEMA_VERSION};
+use super::{JournalEntry, Manifest, RequestRecord, SCHEMA_VERSION, StepRecord};
 
 /// Longest line that is read back: a request with the most events it can have.
 const MAX_LINE_BYTES: u64 = 64 << 20;
+
+/// Steps of engines in this process; absent where there were none.
+const STEPS: &str = "steps.jsonl";
 
 /// A run directory that cannot be written or read.
 #[derive(Debug, Error)]
@@ -75,6 +78,8 @@ pub struct Recorder {
     path: PathBuf,
     requests: File,
     journal: File,
+    /// Created with its first line: most runs without an engine of ours have none.
+    steps: Option<File>,
 }
 
 impl Recorder {
@@ -95,6 +100,7 @@ impl Recorder {
             path: path.to_owned(),
             requests: append(&path.join("requests.jsonl"))?,
             journal: append(&path.join("events.jsonl"))?,
+            steps: None,
         })
     }
 
@@ -119,6 +125,19 @@ impl Recorder {
     pub fn journal(&mut self, entry: &JournalEntry) -> Result<(), RunDirError> {
         write_line(&mut self.journal, entry, &self.path.join("events.jsonl"))
     }
+
+    /// Appends one step.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn step(&mut self, step: &StepRecord) -> Result<(), RunDirError> {
+        let path = self.path.join(STEPS);
+        let file = match &mut self.steps {
+            Some(file) => file,
+            none => none.insert(append(&path)?),
+        };
+        write_line(file, step, &path)
+    }
 }
 
 /// A run directory in memory.
@@ -130,6 +149,8 @@ pub struct RunData {
     pub requests: Vec<RequestRecord>,
     /// Everything else that happened.
     pub journal: Vec<JournalEntry>,
+    /// Steps of engines in this process, by engine in the order in which they happened.
+    pub steps: Vec<StepRecord>,
 }
 
 impl RunData {
@@ -158,6 +179,10 @@ impl RunData {
             manifest,
             requests: read_lines(&path.join("requests.jsonl"))?,
             journal: read_lines(&path.join("events.jsonl"))?,
+            steps: match path.join(STEPS) {
+                steps if steps.is_file() => read_lines(&steps)?,
+                _ => Vec::new(),
+            },
         })
     }
 }
@@ -256,12 +281,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let full = || OpenOptions::new().append(true).open("/dev/full").unwrap();
         let path = folder.path().to_owned();
-        let mut recorder = Recorder { path, requests: full(), journal: full() };
+        let mut recorder = Recorder { path, requests: full(), journal: full(), steps: None };
         let error = recorder.journal(&entry(1)).unwrap_err();
         assert!(error.hint().unwrap().contains("space"), "{error}");
 
         let path = folder.path().to_owned();
-        let recorder = Recorder { path, requests: full(), journal: full() };
+        let recorder = Recorder { path, requests: full(), journal: full(), steps: None };
         let writer = crate::record::RecordWriter::start(recorder, None);
         // The thread stops at the first line; soon after, sending says so.
         while writer.journal(entry(2)).is_ok() {

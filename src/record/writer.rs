@@ -4,7 +4,7 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use super::{CountSource, JournalEntry, Recorder, RequestRecord, RunDirError};
+use super::{CountSource, JournalEntry, Recorder, RequestRecord, RunDirError, StepRecord};
 
 /// Lines that may wait for the disk; past it the sender waits too.
 const QUEUE: usize = 4096;
@@ -15,6 +15,7 @@ pub type CountTokens = Box<dyn Fn(&str) -> Option<u32> + Send>;
 enum Line {
     Request(Box<RequestRecord>),
     Journal(JournalEntry),
+    Step(StepRecord),
 }
 
 /// Hands lines to the recorder's thread.
@@ -53,6 +54,14 @@ impl RecordWriter {
         self.lines.send(Line::Journal(entry)).map_err(|_| Stopped)
     }
 
+    /// Queues a step.
+    ///
+    /// # Errors
+    /// When the recorder has stopped at an error.
+    pub fn step(&self, step: StepRecord) -> Result<(), Stopped> {
+        self.lines.send(Line::Step(step)).map_err(|_| Stopped)
+    }
+
     /// Waits until every queued line is in its file.
     ///
     /// # Errors
@@ -80,6 +89,7 @@ fn write(
                 recorder.request(&record)?;
             }
             Line::Journal(entry) => recorder.journal(&entry)?,
+            Line::Step(step) => recorder.step(&step)?,
         }
     }
     Ok(())

@@ -46,6 +46,13 @@ pub fn render(view: &View<'_>, out: &mut impl Write) -> fmt::Result {
         writeln!(out, "\n{}.\n", escape(&cost.caption))?;
         table(out, cost)?;
     }
+    if !view.inside.is_empty() {
+        writeln!(out, "\n## Inside the engine")?;
+    }
+    for told in &view.inside {
+        writeln!(out, "\n**{}**\n", escape(&told.caption))?;
+        table(out, told)?;
+    }
     if !view.absent.is_empty() {
         writeln!(out, "\n## Not measured\n")?;
     }

@@ -6,6 +6,7 @@ pub mod case_table;
 pub mod csv;
 pub mod definitions;
 pub mod html;
+pub mod inside;
 pub mod markdown;
 pub mod matrix;
 pub mod numbers;

@@ -62,6 +62,17 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
         paragraph(out, "", &cost.caption, width)?;
         left_out.extend(table(out, cost, ink, width)?);
     }
+    if !view.inside.is_empty() {
+        writeln!(out)?;
+        writeln!(out, "{}", ink.strong(&rule("inside the engine", "", width)))?;
+    }
+    for (i, told) in view.inside.iter().enumerate() {
+        if i > 0 {
+            writeln!(out)?;
+        }
+        writeln!(out, "{}", told.caption)?;
+        left_out.extend(table(out, told, ink, width)?);
+    }
     if !view.absent.is_empty() {
         writeln!(out)?;
         writeln!(out, "{}", ink.strong(&rule("not measured", "", width)))?;

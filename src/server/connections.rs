@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::write_timeout::WriteTimeout;
 use super::{GRACE, MAX_CONNECTIONS};
 
 /// How long a connection may take for its next request's headers, idle time
@@ -37,6 +38,7 @@ pub(super) async fn serve(
     listener: std::net::TcpListener,
     router: Router,
     signals: Signals,
+    write_timeout: Duration,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -56,7 +58,7 @@ pub(super) async fn serve(
             Ok((stream, _)) => {
                 let (router, signals) = (router.clone(), signals.clone());
                 tokio::spawn(async move {
-                    connection(stream, router, signals).await;
+                    connection(stream, router, signals, write_timeout).await;
                     drop(permit);
                 });
             }
@@ -87,7 +89,7 @@ async fn drain(permits: &Semaphore, abort: &CancellationToken) {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, signals: Signals) {
+async fn connection(stream: TcpStream, router: Router, signals: Signals, write_timeout: Duration) {
     // Every token is its own small write: none may wait for an acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
@@ -96,7 +98,10 @@ async fn connection(stream: TcpStream, router: Router, signals: Signals) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(
+            TokioIo::new(WriteTimeout::new(stream, write_timeout)),
+            TowerToHyperService::new(router),
+        );
     tokio::pin!(connection);
     let ended = tokio::select! {
         () = signals.abort.cancelled() => return,

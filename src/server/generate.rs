@@ -1,11 +1,11 @@
-//! Submits what was asked for and follows its tokens, stop strings applied.
-//! Knows no JSON.
+//! Submits what was asked for and follows its samples. Knows no JSON.
+
+use std::collections::VecDeque;
 
 use axum::http::StatusCode;
 
 use super::error::ApiError;
 use super::request::{Ask, Input};
-use super::stop::{Shown, StopStrings};
 use crate::infer::host::TokenLogprobs;
 use crate::infer::{
     EngineHost, Generation, GenerationEvent, InferError, InferRequest, SamplingParams, StopReason,
@@ -21,15 +21,22 @@ const LARGE_TEXT_BYTES: usize = 16 << 10;
 pub(super) struct Counts {
     pub(super) num_prompt_tokens: usize,
     pub(super) num_output_tokens: usize,
+    /// Known at the end only.
+    pub(super) num_cached_tokens: Option<usize>,
 }
 
-/// What happens to a request, in order: tokens, then an end or a failure.
+/// What happens to a request, in order: its prompt, tokens, then an end or a failure.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Text that can be shown, maybe none, and the token that completed it.
-    Text { text: String, token: Option<(u32, TokenLogprobs)> },
-    /// The end.
-    End { reason: &'static str },
+    /// The prompt can be shown, with its scores if they were asked for; comes
+    /// if these or an echo were.
+    Prompt { logprobs: Vec<TokenLogprobs> },
+    /// Text of a sample that can be shown, maybe none, and the token that completed it.
+    Text { sample: usize, text: String, token: Option<(u32, TokenLogprobs)> },
+    /// A sample ended.
+    SampleEnd { sample: usize, reason: &'static str },
+    /// All samples ended.
+    End,
     /// It failed.
     Failed(ApiError),
 }
@@ -38,8 +45,11 @@ pub(super) enum Step {
 pub(super) struct Follower {
     /// Dropping it aborts the request; gone once it ended.
     generation: Option<Generation>,
-    stop: StopStrings,
-    end: Option<&'static str>,
+    /// Steps that are known already.
+    ready: VecDeque<Step>,
+    /// Samples that never draw a token, and so end with the request.
+    num_without_tokens: usize,
+    pub(super) prompt_ids: Vec<u32>,
     pub(super) counts: Counts,
 }
 
@@ -53,19 +63,28 @@ pub(super) async fn submit(
     fallback_seed: u64,
 ) -> Result<Follower, ApiError> {
     let prompt_ids = prompt_ids(host.tokenizer(), ask.input).await?;
-    let num_prompt_tokens = prompt_ids.len();
+    let max_tokens = ask.max_tokens.unwrap_or(usize::MAX);
+    // An echo with log-probabilities has those of the prompt too.
+    let echoed = if ask.echo { ask.logprobs } else { None };
+    let wanted = ask.prompt_logprobs.max(echoed);
+    // Where nothing is generated, to score the prompt is what the engine does.
+    let scored = if max_tokens == 0 { Some(wanted.unwrap_or(0)) } else { wanted };
+    let counts = Counts { num_prompt_tokens: prompt_ids.len(), ..Counts::default() };
     let generation = host.submit(InferRequest {
         sampling: SamplingParams { seed: ask.seed.unwrap_or(fallback_seed), ..ask.sampling },
         ignore_eos: ask.ignore_eos,
         logprobs: ask.logprobs,
-        ..InferRequest::new(prompt_ids, ask.max_tokens.unwrap_or(usize::MAX))
+        n: ask.n,
+        stop: ask.stop,
+        prompt_logprobs: scored,
+        ..InferRequest::new(prompt_ids.clone(), max_tokens)
     })?;
-    Ok(Follower {
-        generation: Some(generation),
-        stop: StopStrings::new(ask.stop),
-        end: None,
-        counts: Counts { num_prompt_tokens, num_output_tokens: 0 },
-    })
+    let mut ready = VecDeque::new();
+    if ask.echo && scored.is_none() {
+        ready.push_back(Step::Prompt { logprobs: Vec::new() });
+    }
+    let num_without_tokens = if max_tokens == 0 { ask.n } else { 0 };
+    Ok(Follower { generation: Some(generation), ready, num_without_tokens, prompt_ids, counts })
 }
 
 async fn prompt_ids(tokenizer: &Tokenizer, input: Input) -> Result<Vec<u32>, ApiError> {
@@ -101,22 +120,30 @@ async fn encode(tokenizer: &Tokenizer, text: String, special: bool) -> Result<Ve
 impl Follower {
     /// The next step; `None` after the end or a failure.
     pub(super) async fn next(&mut self) -> Option<Step> {
-        if let Some(reason) = self.end.take() {
-            self.generation = None;
-            return Some(Step::End { reason });
+        if let Some(step) = self.ready.pop_front() {
+            return Some(step);
         }
         let event = self.generation.as_mut()?.next().await;
         match event {
-            Some(GenerationEvent::Token { id, text, logprobs, .. }) => {
-                self.counts.num_output_tokens += 1;
-                let Shown { text, stopped } = self.stop.push(&text);
-                if stopped {
-                    self.end = Some("stop");
-                }
-                Some(Step::Text { text, token: logprobs.map(|logprobs| (id, logprobs)) })
+            Some(GenerationEvent::PromptLogprobs { logprobs, .. }) => {
+                Some(Step::Prompt { logprobs })
             }
-            Some(GenerationEvent::Done { reason, num_output_tokens, .. }) => {
+            Some(GenerationEvent::Token { sample, id, text, logprobs, stop, .. }) => {
+                self.counts.num_output_tokens += 1;
+                if let Some(reason) = stop {
+                    match word(reason) {
+                        Ok(reason) => self.ready.push_back(Step::SampleEnd { sample, reason }),
+                        Err(error) => return self.fail(error),
+                    }
+                }
+                let token = logprobs.map(|logprobs| (id, logprobs));
+                Some(Step::Text { sample, text, token })
+            }
+            Some(GenerationEvent::Done {
+                reason, num_output_tokens, num_cached_tokens, ..
+            }) => {
                 self.counts.num_output_tokens = num_output_tokens;
+                self.counts.num_cached_tokens = Some(num_cached_tokens);
                 self.done(reason)
             }
             Some(GenerationEvent::Failed(error)) => self.fail(error.into()),
@@ -125,23 +152,30 @@ impl Follower {
     }
 
     fn done(&mut self, reason: StopReason) -> Option<Step> {
-        let reason = match reason {
-            StopReason::Stop => "stop",
-            StopReason::Length => "length",
-            StopReason::Aborted => return self.fail(ended("the engine gave the request up")),
+        let reason = match word(reason) {
+            Ok(reason) => reason,
+            Err(error) => return self.fail(error),
         };
-        let held = self.stop.finish();
-        if held.is_empty() {
-            self.generation = None;
-            return Some(Step::End { reason });
-        }
-        self.end = Some(reason);
-        Some(Step::Text { text: held, token: None })
+        self.generation = None;
+        let ends = 0..self.num_without_tokens;
+        self.ready.extend(ends.map(|sample| Step::SampleEnd { sample, reason }));
+        self.ready.push_back(Step::End);
+        self.ready.pop_front()
     }
 
     fn fail(&mut self, error: ApiError) -> Option<Step> {
         self.generation = None;
+        self.ready.clear();
         Some(Step::Failed(error))
+    }
+}
+
+/// A reason as clients read it.
+fn word(reason: StopReason) -> Result<&'static str, ApiError> {
+    match reason {
+        StopReason::Stop => Ok("stop"),
+        StopReason::Length => Ok("length"),
+        StopReason::Aborted => Err(ended("the engine gave the request up")),
     }
 }
 

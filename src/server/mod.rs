@@ -6,13 +6,15 @@
 //! `generate` follows the tokens, `response` writes them. Whoever disconnects
 //! drops the generation, and with it its KV blocks.
 
+mod answer;
 mod connections;
 mod error;
 mod generate;
+mod logprobs;
 mod openai;
 mod request;
 mod response;
-mod stop;
+mod write_timeout;
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,6 +31,10 @@ pub const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// Connections at once; further ones wait in the listen queue.
 pub const MAX_CONNECTIONS: usize = 1024;
+
+/// How long a write may wait for a client that reads nothing. Its answer is then
+/// given up and its KV blocks are free.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long running answers may go on after a graceful stop was asked for.
 const GRACE: Duration = Duration::from_secs(5);
@@ -84,6 +90,19 @@ impl Server {
         address: SocketAddr,
         model_name: &str,
     ) -> Result<Self, ServerError> {
+        Self::start_with(host, address, model_name, WRITE_TIMEOUT)
+    }
+
+    /// As [`Server::start`], with another [`WRITE_TIMEOUT`].
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_with(
+        host: EngineHost,
+        address: SocketAddr,
+        model_name: &str,
+        write_timeout: Duration,
+    ) -> Result<Self, ServerError> {
         let listen = |source| ServerError::Listen { address, source };
         let listener = std::net::TcpListener::bind(address).map_err(listen)?;
         listener.set_nonblocking(true).map_err(listen)?;
@@ -98,7 +117,8 @@ impl Server {
         let signals = connections::Signals { abort: abort.clone(), finish: finish.clone() };
         let router = openai::router(host, model_name);
         let serve = move || {
-            if let Err(error) = runtime.block_on(connections::serve(listener, router, signals)) {
+            let served = connections::serve(listener, router, signals, write_timeout);
+            if let Err(error) = runtime.block_on(served) {
                 tracing::error!(%error, "the server stopped listening");
             }
         };

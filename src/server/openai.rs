@@ -1,7 +1,5 @@
 //! The routes.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -9,26 +7,23 @@ use std::time::{Duration, UNIX_EPOCH};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{Request, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use futures_util::stream;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Value, json};
 
 use super::MAX_BODY_BYTES;
+use super::answer::Answer;
 use super::error::ApiError;
-use super::generate::{Counts, Follower, Step, submit};
+use super::generate::submit;
 use super::request::Ask;
-use super::response::{Envelope, Logprobs, Shape, event};
+use super::response::{Envelope, Shape};
 use crate::clock::Clock;
-use crate::infer::{EngineHost, Tokenizer};
+use crate::infer::EngineHost;
 
 /// How long a client may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The last event of every stream.
-const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 
 struct Service {
     host: EngineHost,
@@ -128,17 +123,21 @@ impl Service {
             return Err(ApiError::new(StatusCode::NOT_FOUND, message));
         }
         let number = self.num_requests.fetch_add(1, Ordering::Relaxed);
-        let answer = Answer {
+        let (stream, num_samples) = (ask.stream, ask.n);
+        let mut answer = Answer {
             envelope: self.envelope(shape, number),
             tokenizer: self.host.tokenizer().clone(),
-            wants_logprobs: ask.logprobs.is_some(),
+            logprobs: ask.logprobs,
+            prompt_logprobs: ask.prompt_logprobs,
+            echo: ask.echo.then(|| ask.input.clone()),
             include_usage: ask.include_usage,
             continuous_usage: ask.continuous_usage,
-            num_chars: 0,
+            num_chars: Vec::new(),
         };
-        let stream = ask.stream;
         // Seeds that clients leave to us differ from request to request.
         let follower = submit(&self.host, ask, number).await?;
+        // Only now is their number known to be within bounds.
+        answer.num_chars = vec![0; num_samples];
         if stream { Ok(answer.stream(follower)) } else { answer.whole(follower).await }
     }
 
@@ -153,117 +152,6 @@ impl Service {
             created: unix_seconds(),
             model: self.model.clone(),
         }
-    }
-}
-
-/// An answer on its way.
-struct Answer {
-    envelope: Envelope,
-    tokenizer: Tokenizer,
-    wants_logprobs: bool,
-    include_usage: bool,
-    continuous_usage: bool,
-    /// Characters shown so far.
-    num_chars: usize,
-}
-
-impl Answer {
-    async fn whole(mut self, mut follower: Follower) -> Result<Response, ApiError> {
-        let mut text = String::new();
-        let mut logprobs = self.wants_logprobs.then(|| Logprobs::new(self.envelope.shape));
-        let reason = loop {
-            match follower.next().await {
-                Some(Step::Text { text: shown, token }) => {
-                    if let (Some(logprobs), Some((id, token))) = (&mut logprobs, token) {
-                        logprobs.push(&self.tokenizer, id, &token, self.num_chars);
-                    }
-                    self.num_chars += shown.chars().count();
-                    text.push_str(&shown);
-                }
-                Some(Step::End { reason }) => break reason,
-                Some(Step::Failed(error)) => return Err(error),
-                None => return Err(ApiError::bad_request("the request has ended already")),
-            }
-        };
-        let body = self.envelope.whole(&text, logprobs.as_ref(), reason, follower.counts);
-        Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
-    }
-
-    fn stream(self, follower: Follower) -> Response {
-        let events =
-            Events { answer: self, follower, waiting: VecDeque::new(), begun: false, ended: false };
-        // Dropping this, as hyper does when the client goes away, drops the generation.
-        let events = stream::unfold(events, |mut events| async move {
-            let event = events.next().await?;
-            Some((Ok::<Bytes, Infallible>(event), events))
-        });
-        let headers = [
-            (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
-            (header::CACHE_CONTROL, "no-cache"),
-        ];
-        (headers, Body::from_stream(events)).into_response()
-    }
-
-    /// The events of one step. A token that completes no text has none.
-    fn push(&mut self, step: Option<Step>, counts: Counts, waiting: &mut VecDeque<Bytes>) {
-        match step {
-            Some(Step::Text { text, token }) => {
-                let logprobs = token.map(|(id, token)| {
-                    let mut logprobs = Logprobs::new(self.envelope.shape);
-                    logprobs.push(&self.tokenizer, id, &token, self.num_chars);
-                    logprobs
-                });
-                self.num_chars += text.chars().count();
-                if !text.is_empty() || logprobs.is_some() {
-                    let usage = self.continuous(counts);
-                    waiting.push_back(self.envelope.chunk(&text, logprobs.as_ref(), None, usage));
-                }
-            }
-            Some(Step::End { reason }) => {
-                let usage = self.continuous(counts);
-                waiting.push_back(self.envelope.chunk("", None, Some(reason), usage));
-                if self.include_usage {
-                    waiting.push_back(self.envelope.usage_chunk(counts));
-                }
-                waiting.push_back(DONE);
-            }
-            Some(Step::Failed(error)) => {
-                waiting.push_back(event(error.body().to_string().as_bytes()));
-                waiting.push_back(DONE);
-            }
-            None => waiting.push_back(DONE),
-        }
-    }
-
-    fn continuous(&self, counts: Counts) -> Option<Counts> {
-        self.continuous_usage.then_some(counts)
-    }
-}
-
-/// The server-sent events of an answer.
-struct Events {
-    answer: Answer,
-    follower: Follower,
-    waiting: VecDeque<Bytes>,
-    begun: bool,
-    ended: bool,
-}
-
-impl Events {
-    async fn next(&mut self) -> Option<Bytes> {
-        while self.waiting.is_empty() && !self.ended {
-            let step = self.follower.next().await;
-            let counts = self.follower.counts;
-            // As vLLM has it: the role goes out with the first token, not before.
-            if !self.begun && self.answer.envelope.shape == Shape::Chat {
-                let usage = self.answer.continuous(Counts { num_output_tokens: 0, ..counts });
-                self.waiting.push_back(self.answer.envelope.role_chunk(usage));
-            }
-            self.begun = true;
-            self.ended = !matches!(step, Some(Step::Text { .. }));
-            self.answer.push(step, counts, &mut self.waiting);
-        }
-        self.waiting.pop_front()
     }
 }
 

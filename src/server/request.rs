@@ -5,14 +5,10 @@
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use crate::infer::{ChatMessage, SamplingParams};
+use crate::infer::{ChatMessage, SamplingParams, stop};
 
 /// Most likely tokens that may be asked for with each drawn one.
 const MAX_LOGPROBS: u64 = 20;
-/// Stop strings of one request.
-const MAX_STOPS: usize = 16;
-/// Bytes of one stop string.
-const MAX_STOP_BYTES: usize = 1024;
 /// `/v1/completions` without `max_tokens`, as OpenAI and vLLM have it.
 const DEFAULT_COMPLETION_TOKENS: usize = 16;
 
@@ -23,6 +19,10 @@ pub(super) struct Ask {
     pub(super) input: Input,
     /// `None`: as many as the context holds.
     pub(super) max_tokens: Option<usize>,
+    /// Samples, at least one.
+    pub(super) n: usize,
+    /// The answer begins with the prompt.
+    pub(super) echo: bool,
     /// `seed` is `None` where the client left it to us.
     pub(super) seed: Option<u64>,
     pub(super) sampling: SamplingParams,
@@ -30,6 +30,8 @@ pub(super) struct Ask {
     pub(super) stop: Vec<String>,
     /// Most likely tokens to report; `None` for no log-probabilities.
     pub(super) logprobs: Option<usize>,
+    /// The same for the tokens of the prompt, in vLLM's field.
+    pub(super) prompt_logprobs: Option<usize>,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) continuous_usage: bool,
@@ -44,10 +46,8 @@ pub(super) enum Input {
 }
 
 /// Fields that change the answer, with the value at which they change nothing.
-const UNSUPPORTED: [(&str, &[Neutral]); 20] = [
-    ("n", &[Neutral::Number(1.0)]),
+const UNSUPPORTED: [(&str, &[Neutral]); 17] = [
     ("best_of", &[Neutral::Number(1.0)]),
-    ("echo", &[Neutral::False]),
     ("suffix", &[Neutral::Empty]),
     ("logit_bias", &[Neutral::Empty]),
     ("presence_penalty", &[Neutral::Number(0.0)]),
@@ -56,7 +56,6 @@ const UNSUPPORTED: [(&str, &[Neutral]); 20] = [
     ("min_p", &[Neutral::Number(0.0)]),
     ("use_beam_search", &[Neutral::False]),
     ("stop_token_ids", &[Neutral::Empty]),
-    ("prompt_logprobs", &[Neutral::Number(0.0)]),
     ("tools", &[Neutral::Empty]),
     ("functions", &[Neutral::Empty]),
     ("response_format", &[Neutral::TextFormat]),
@@ -96,14 +95,22 @@ impl Ask {
     pub(super) fn completion(body: &[u8]) -> Result<Self, ApiError> {
         let fields = Fields::parse(body)?;
         let input = completion_input(fields.required("prompt")?)?;
-        let max_tokens = fields.count("max_tokens")?.unwrap_or(DEFAULT_COMPLETION_TOKENS);
+        let echo = fields.boolean("echo")?;
+        // With an echo there is an answer even if nothing is generated.
+        let max_tokens = match fields.whole("max_tokens")? {
+            Some(0) if echo => 0,
+            _ => fields.count("max_tokens")?.unwrap_or(DEFAULT_COMPLETION_TOKENS),
+        };
         let logprobs = fields.whole("logprobs")?.map(bounded_logprobs).transpose()?;
-        fields.ask(input, Some(max_tokens), logprobs)
+        Ok(Ask { echo, ..fields.ask(input, Some(max_tokens), logprobs)? })
     }
 
     /// Reads the body of `/v1/chat/completions`.
     pub(super) fn chat(body: &[u8]) -> Result<Self, ApiError> {
         let fields = Fields::parse(body)?;
+        if fields.boolean("echo")? {
+            return Err(ApiError::bad_request("echo is supported for /v1/completions only"));
+        }
         let input = Input::Chat(messages(fields.required("messages")?)?);
         let max_tokens = match fields.count("max_completion_tokens")? {
             Some(count) => Some(count),
@@ -225,16 +232,31 @@ impl Fields {
                 .as_bool()
                 .ok_or_else(|| wrong(&format!("stream_options.{name}"), "true or false", value)),
         };
+        let stream = self.boolean("stream")?;
+        let prompt_logprobs = match self.get("prompt_logprobs") {
+            // vLLM's word for the whole vocabulary.
+            Some(value) if value.as_i64() == Some(-1) => {
+                return Err(ApiError::bad_request("prompt_logprobs is -1, at most 20 are given"));
+            }
+            _ => self.whole("prompt_logprobs")?.map(bounded_logprobs).transpose()?,
+        };
+        if stream && prompt_logprobs.is_some() {
+            let message = "prompt_logprobs is supported without stream only";
+            return Err(ApiError::bad_request(message));
+        }
         Ok(Ask {
             model: self.text("model")?,
             input,
             max_tokens,
+            n: self.count("n")?.unwrap_or(1),
+            echo: false,
             seed: self.seed()?,
             sampling: self.sampling()?,
             ignore_eos,
             stop: self.stop()?,
             logprobs,
-            stream: self.boolean("stream")?,
+            prompt_logprobs,
+            stream,
             include_usage: option("include_usage")?,
             continuous_usage: option("continuous_usage_stats")?,
         })
@@ -299,14 +321,7 @@ impl Fields {
                 .ok_or_else(|| ApiError::bad_request("stop holds something that is no string"))?,
             Some(other) => return Err(wrong("stop", "a string or an array of strings", other)),
         };
-        if stops.len() > MAX_STOPS {
-            let message = format!("{} stop strings, at most {MAX_STOPS} are taken", stops.len());
-            return Err(ApiError::bad_request(message));
-        }
-        if stops.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
-            let message = format!("a stop string must have 1 to {MAX_STOP_BYTES} bytes");
-            return Err(ApiError::bad_request(message));
-        }
+        stop::check(&stops)?;
         Ok(stops)
     }
 
@@ -403,8 +418,11 @@ mod tests {
             ("stop", "3"),
             ("stop", "[\"\"]"),
             ("logprobs", "21"),
-            ("n", "2"),
-            ("echo", "true"),
+            ("n", "0"),
+            ("best_of", "2"),
+            ("echo", "1"),
+            ("prompt_logprobs", "21"),
+            ("prompt_logprobs", "-1"),
             ("logit_bias", "{\"1\":5}"),
             ("min_tokens", "5"),
             ("stream_options", "{\"include_usage\":3}"),

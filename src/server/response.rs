@@ -5,8 +5,7 @@ use axum::body::Bytes;
 use serde::Serialize;
 
 use super::generate::Counts;
-use crate::infer::Tokenizer;
-use crate::infer::host::TokenLogprobs;
+use super::logprobs::{ChatLogprobs, CompletionLogprobs, Logprobs, PromptPosition};
 
 /// Which of the two routes is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +23,13 @@ pub(super) struct Envelope {
     pub(super) model: String,
 }
 
+/// A sample that has ended.
+pub(super) struct Sample {
+    pub(super) text: String,
+    pub(super) logprobs: Option<Logprobs>,
+    pub(super) finish_reason: &'static str,
+}
+
 #[derive(Serialize)]
 struct Message<'a, C> {
     id: &'a str,
@@ -31,6 +37,9 @@ struct Message<'a, C> {
     created: u64,
     model: &'a str,
     choices: &'a [C],
+    /// Of a chat's prompt; a completion has them in its choices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<&'a [PromptPosition]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<UsageWire>,
 }
@@ -40,19 +49,28 @@ struct UsageWire {
     prompt_tokens: usize,
     total_tokens: usize,
     completion_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+#[derive(Serialize)]
+struct PromptTokensDetails {
+    cached_tokens: usize,
 }
 
 #[derive(Serialize)]
 struct CompletionChoice<'a> {
-    index: u32,
+    index: usize,
     text: &'a str,
     logprobs: Option<&'a CompletionLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<&'a [PromptPosition]>,
 }
 
 #[derive(Serialize)]
 struct ChunkChoice<'a> {
-    index: u32,
+    index: usize,
     delta: Delta<'a>,
     logprobs: Option<&'a ChatLogprobs>,
     finish_reason: Option<&'static str>,
@@ -67,116 +85,24 @@ struct Delta<'a> {
 
 #[derive(Serialize)]
 struct ChatChoice<'a> {
-    index: u32,
+    index: usize,
     message: Delta<'a>,
     logprobs: Option<&'a ChatLogprobs>,
     finish_reason: Option<&'static str>,
 }
 
-/// Log-probabilities of a piece of an answer, in the shape of its route.
-pub(super) enum Logprobs {
-    Completion(CompletionLogprobs),
-    Chat(ChatLogprobs),
-}
-
-#[derive(Serialize, Default)]
-pub(super) struct CompletionLogprobs {
-    text_offset: Vec<usize>,
-    token_logprobs: Vec<f32>,
-    tokens: Vec<String>,
-    /// Token text to log-probability, best first.
-    top_logprobs: Vec<serde_json::Map<String, serde_json::Value>>,
-}
-
-#[derive(Serialize, Default)]
-pub(super) struct ChatLogprobs {
-    content: Vec<ChatTokenLogprob>,
-}
-
-#[derive(Serialize)]
-struct ChatTokenLogprob {
-    token: String,
-    logprob: f32,
-    bytes: Vec<u8>,
-    top_logprobs: Vec<ChatTopLogprob>,
-}
-
-#[derive(Serialize)]
-struct ChatTopLogprob {
-    token: String,
-    logprob: f32,
-    bytes: Vec<u8>,
-}
-
-impl Logprobs {
-    pub(super) fn new(shape: Shape) -> Self {
-        match shape {
-            Shape::Completion => Self::Completion(CompletionLogprobs::default()),
-            Shape::Chat => Self::Chat(ChatLogprobs::default()),
-        }
-    }
-
-    /// Adds the token that begins `offset` characters into the answer.
-    pub(super) fn push(
-        &mut self,
-        tokenizer: &Tokenizer,
-        id: u32,
-        logprobs: &TokenLogprobs,
-        offset: usize,
-    ) {
-        // Special tokens decode to nothing; their ids are in range by construction.
-        let text = |id: u32| tokenizer.decode(&[id]).unwrap_or_default();
-        match self {
-            Self::Completion(wire) => {
-                let top = logprobs.top.iter();
-                wire.text_offset.push(offset);
-                wire.token_logprobs.push(logprobs.logprob);
-                wire.tokens.push(text(id));
-                wire.top_logprobs
-                    .push(top.map(|(id, logprob)| (text(*id), (*logprob).into())).collect());
-            }
-            Self::Chat(wire) => {
-                let top = |&(id, logprob): &(u32, f32)| {
-                    let token = text(id);
-                    ChatTopLogprob { bytes: token.clone().into_bytes(), token, logprob }
-                };
-                let token = text(id);
-                wire.content.push(ChatTokenLogprob {
-                    bytes: token.clone().into_bytes(),
-                    token,
-                    logprob: logprobs.logprob,
-                    top_logprobs: logprobs.top.iter().map(top).collect(),
-                });
-            }
-        }
-    }
-
-    fn completion(&self) -> Option<&CompletionLogprobs> {
-        match self {
-            Self::Completion(wire) => Some(wire),
-            Self::Chat(_) => None,
-        }
-    }
-
-    fn chat(&self) -> Option<&ChatLogprobs> {
-        match self {
-            Self::Chat(wire) => Some(wire),
-            Self::Completion(_) => None,
-        }
-    }
-}
-
 impl Envelope {
-    /// The first chunk of a chat: the role, and no token.
-    pub(super) fn role_chunk(&self, usage: Option<Counts>) -> Bytes {
+    /// The first chunk of a chat's sample: the role, and no token.
+    pub(super) fn role_chunk(&self, index: usize, usage: Option<Counts>) -> Bytes {
         let delta = Delta { role: Some("assistant"), content: "" };
-        let choice = ChunkChoice { index: 0, delta, logprobs: None, finish_reason: None };
+        let choice = ChunkChoice { index, delta, logprobs: None, finish_reason: None };
         self.event("chat.completion.chunk", &[choice], usage)
     }
 
-    /// A chunk of text, or with a finish reason the last one.
+    /// A chunk of a sample's text, or with a finish reason its last one.
     pub(super) fn chunk(
         &self,
+        index: usize,
         text: &str,
         logprobs: Option<&Logprobs>,
         finish_reason: Option<&'static str>,
@@ -185,13 +111,15 @@ impl Envelope {
         match self.shape {
             Shape::Completion => {
                 let logprobs = logprobs.and_then(Logprobs::completion);
-                let choice = CompletionChoice { index: 0, text, logprobs, finish_reason };
+                let prompt_logprobs = None;
+                let choice =
+                    CompletionChoice { index, text, logprobs, finish_reason, prompt_logprobs };
                 self.event("text_completion", &[choice], usage)
             }
             Shape::Chat => {
                 let delta = Delta { role: None, content: text };
                 let logprobs = logprobs.and_then(Logprobs::chat);
-                let choice = ChunkChoice { index: 0, delta, logprobs, finish_reason };
+                let choice = ChunkChoice { index, delta, logprobs, finish_reason };
                 self.event("chat.completion.chunk", &[choice], usage)
             }
         }
@@ -210,23 +138,34 @@ impl Envelope {
     /// The whole answer.
     pub(super) fn whole(
         &self,
-        text: &str,
-        logprobs: Option<&Logprobs>,
-        reason: &'static str,
+        samples: &[Sample],
+        prompt_logprobs: Option<&[PromptPosition]>,
         counts: Counts,
     ) -> Bytes {
-        let (index, finish_reason) = (0, Some(reason));
+        let numbered = || samples.iter().enumerate();
         match self.shape {
             Shape::Completion => {
-                let logprobs = logprobs.and_then(Logprobs::completion);
-                let choice = CompletionChoice { index, text, logprobs, finish_reason };
-                self.json("text_completion", &[choice], Some(counts)).into()
+                let choices: Vec<_> = numbered()
+                    .map(|(index, sample)| CompletionChoice {
+                        index,
+                        text: &sample.text,
+                        logprobs: sample.logprobs.as_ref().and_then(Logprobs::completion),
+                        finish_reason: Some(sample.finish_reason),
+                        prompt_logprobs,
+                    })
+                    .collect();
+                self.json("text_completion", &choices, None, Some(counts)).into()
             }
             Shape::Chat => {
-                let message = Delta { role: Some("assistant"), content: text };
-                let logprobs = logprobs.and_then(Logprobs::chat);
-                let choice = ChatChoice { index, message, logprobs, finish_reason };
-                self.json("chat.completion", &[choice], Some(counts)).into()
+                let choices: Vec<_> = numbered()
+                    .map(|(index, sample)| ChatChoice {
+                        index,
+                        message: Delta { role: Some("assistant"), content: &sample.text },
+                        logprobs: sample.logprobs.as_ref().and_then(Logprobs::chat),
+                        finish_reason: Some(sample.finish_reason),
+                    })
+                    .collect();
+                self.json("chat.completion", &choices, prompt_logprobs, Some(counts)).into()
             }
         }
     }
@@ -237,19 +176,23 @@ impl Envelope {
         choices: &[C],
         usage: Option<Counts>,
     ) -> Bytes {
-        event(&self.json(object, choices, usage))
+        event(&self.json(object, choices, None, usage))
     }
 
     fn json<C: Serialize>(
         &self,
         object: &'static str,
         choices: &[C],
+        prompt_logprobs: Option<&[PromptPosition]>,
         usage: Option<Counts>,
     ) -> Vec<u8> {
         let usage = usage.map(|counts| UsageWire {
             prompt_tokens: counts.num_prompt_tokens,
             total_tokens: counts.num_prompt_tokens + counts.num_output_tokens,
             completion_tokens: counts.num_output_tokens,
+            prompt_tokens_details: counts
+                .num_cached_tokens
+                .map(|cached_tokens| PromptTokensDetails { cached_tokens }),
         });
         let message = Message {
             id: &self.id,
@@ -257,6 +200,7 @@ impl Envelope {
             created: self.created,
             model: &self.model,
             choices,
+            prompt_logprobs,
             usage,
         };
         #[expect(clippy::expect_used, reason = "strings and numbers always serialise")]

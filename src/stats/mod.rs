@@ -5,6 +5,7 @@ pub mod case;
 pub mod checks;
 pub mod distribution;
 pub mod http_cost;
+pub mod inside;
 pub mod latency;
 pub mod order_statistics;
 pub mod staircase;
@@ -39,6 +40,7 @@ pub fn summarise(run: &RunData) -> Summary {
             cases.push(case::summarise(group, &run.journal));
         }
     }
+    let inside = inside::summarise(run, &grouped);
     let http_cost = http_cost::pair(&run.manifest.engines, &cases);
     let warnings = checks::find(run, &grouped, &cases, complete);
     Summary {
@@ -50,6 +52,7 @@ pub fn summarise(run: &RunData) -> Summary {
         cases,
         absent,
         http_cost,
+        inside,
         warnings,
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::ErrorClass;
 
+use super::inside::Inside;
 use super::warnings::Warning;
 
 /// Everything derived from one run.
@@ -28,6 +29,9 @@ pub struct Summary {
     pub absent: Vec<AbsentCase>,
     /// What HTTP adds: the embedded engine over HTTP against itself in process.
     pub http_cost: Vec<HttpCost>,
+    /// What engines in this process told of themselves.
+    #[serde(default)]
+    pub inside: Vec<Inside>,
     /// What a reader must know before believing the numbers.
     pub warnings: Vec<Warning>,
 }

@@ -28,6 +28,8 @@ pub enum WarningClass {
     Failures,
     /// Engines differ in weight precision.
     UnequalPrecision,
+    /// The engine serves another model than the run's.
+    OtherModel,
     /// Answers ended before `max_tokens`.
     ShortOutputs,
     /// Engines counted different prompt lengths for the same prompts.

@@ -139,6 +139,48 @@ fn generate_streams_text_on_stdout_and_timings_on_stderr() {
 }
 
 #[test]
+fn generate_ends_at_a_stop_text() {
+    let output = run(&[&RAW[..], &["20", "--stop", "never said", "--stop", "swer"]].concat());
+    let answer = stdout_json(&output);
+    assert_eq!(answer["text"], " Paris.\n\nThe an");
+    assert_eq!(answer["finish_reason"], "stop");
+    let output = run(&[&RAW[..], &["20", "--stop", ""]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("stop has a text of 0 bytes"));
+}
+
+#[test]
+fn generate_draws_samples_beside_each_other() {
+    let answer = stdout_json(&run(&[&RAW[..], &["5", "-n", "2"]].concat()));
+    let samples = answer["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 2);
+    // Greedy: they are alike, and the first stands where a single one would.
+    assert_eq!(samples[0]["tokens"], samples[1]["tokens"]);
+    assert_eq!(samples[0]["text"], answer["text"]);
+    let plain = run(&["generate", "--raw", "--prompt", "The", "-n", "2", "--max-tokens", "3"]);
+    let text = String::from_utf8(plain.stdout).unwrap();
+    assert!(text.starts_with("[1] ") && text.contains("\n[2] "), "{text}");
+}
+
+#[test]
+fn generate_scores_a_text() {
+    let scored = ["generate", "--raw", "--prompt", "The capital of France is Paris", "--score"];
+    let answer = stdout_json(&run(&[&scored[..], &["--json", "--logprobs", "2"]].concat()));
+    let tokens = answer["tokens"].as_array().unwrap();
+    assert_eq!((tokens.len(), answer["num_scored"].as_u64()), (6, Some(5)));
+    assert!(tokens[0]["logprob"].is_null());
+    // It is what the model would have said.
+    assert_eq!(tokens[5]["top"][0]["id"], tokens[5]["id"]);
+    assert_eq!(tokens[5]["top"].as_array().unwrap().len(), 2);
+    let total: f64 = tokens.iter().filter_map(|token| token["logprob"].as_f64()).sum();
+    assert!((total - answer["total_logprob"].as_f64().unwrap()).abs() < 1e-3);
+    let perplexity = answer["perplexity"].as_f64().unwrap();
+    assert!((perplexity - (-total / 5.0).exp()).abs() < 1e-3 * perplexity);
+    let text = String::from_utf8(run(&scored).stdout).unwrap();
+    assert!(text.contains("\" Paris\"") && text.contains("perplexity"), "{text}");
+}
+
+#[test]
 fn prompt_that_does_not_fit_is_refused_with_numbers() {
     let output = run(&[&RAW[..], &["8", "--max-model-len", "5"]].concat());
     assert_eq!(output.status.code(), Some(1));

@@ -95,6 +95,7 @@ fn check(case: &Case, mut generation: yardstick::infer::Generation) {
                 assert_eq!(num_prompt_tokens, case.prompt_ids.len());
                 assert_eq!(num_output_tokens, case.tokens.len());
             }
+            GenerationEvent::PromptLogprobs { .. } => {}
             GenerationEvent::Failed(error) => panic!("{}: {error}", case.name),
         }
     }

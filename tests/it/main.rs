@@ -4,6 +4,7 @@
 
 mod cli;
 mod contract;
+mod engine;
 mod golden;
 mod metamorphic;
 mod models;

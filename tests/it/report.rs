@@ -122,6 +122,9 @@ fn same_run_directory_gives_the_same_bytes() {
     for entry in &run.journal {
         recorder.journal(entry).unwrap();
     }
+    for step in &run.steps {
+        recorder.step(step).unwrap();
+    }
     let again = RunData::read(&path).unwrap();
     assert_eq!(stats::summarise(&again), summary);
     assert_eq!(html(&again), html(&run));
@@ -169,6 +172,7 @@ fn trouble_of_every_kind_is_warned_of() {
     let event = JournalEvent::CaseFailed { case: 2, message: "the engine went away".to_owned() };
     run.journal.push(yardstick::record::JournalEntry { at_ns, event });
     run.manifest.machine.load_average_percent = Some(790);
+    run.manifest.engines[3].info.as_mut().unwrap().model = "Qwen/Qwen2-0.5B".to_owned();
     for request in run.requests.iter_mut().filter(|request| request.outcome.is_ok()) {
         request.num_cached_tokens = Some(64);
         request.max_tokens = 65;
@@ -187,7 +191,7 @@ fn trouble_of_every_kind_is_warned_of() {
     let mut classes: Vec<_> = summary.warnings.iter().map(|warning| warning.class).collect();
     classes.sort();
     classes.dedup();
-    assert_eq!(classes.len(), 13, "{classes:?}");
+    assert_eq!(classes.len(), 14, "{classes:?}");
     insta::assert_snapshot!(
         summary
             .warnings

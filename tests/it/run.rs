@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use yardstick::record::RunData;
+use yardstick::record::{JournalEvent, RunData};
 
 use crate::support::{browser, yardstick};
 
@@ -51,6 +51,25 @@ fn refused(arguments: &[&str], what: &str) {
     assert!(output.stdout.is_empty(), "stdout is for data");
 }
 
+/// Steps, phases of loading and memory of both engines are in the directory.
+fn engines_told_of_themselves(data: &RunData) {
+    for engine in 0..2 {
+        let steps: Vec<_> = data.steps.iter().filter(|step| step.engine == engine).collect();
+        // Three answers of six tokens one after another alone take eighteen.
+        assert!(steps.len() >= 18, "{}", steps.len());
+        assert!(steps.iter().all(|step| step.took_ns > 0 && step.num_tokens > 0));
+        assert!(steps.iter().any(|step| step.num_used_blocks > 0));
+    }
+    let count = |holds: fn(&JournalEvent) -> bool| {
+        data.journal.iter().filter(|entry| holds(&entry.event)).count()
+    };
+    let load = |event: &JournalEvent| matches!(event, JournalEvent::LoadPhase { .. });
+    // Two cold cases an engine, three phases each, and opening once.
+    assert_eq!(count(load), 2 * (2 * 3 + 1));
+    assert_eq!(count(|event| matches!(event, JournalEvent::Memory { .. })), 4);
+    assert_eq!(count(|event| matches!(event, JournalEvent::TelemetryLost { .. })), 0);
+}
+
 #[test]
 fn comparison_of_the_embedded_engine_with_itself_over_http_is_complete() {
     let folder = tempfile::tempdir().unwrap();
@@ -84,6 +103,7 @@ fn directory_is_whole(out: &Path, output: &Output) {
     assert_eq!(measured, 30);
     let cold = data.requests.iter().filter(|record| record.cold).count();
     assert_eq!(cold, 2 * (1 + 2), "the opening burst of each cold case, and only it");
+    engines_told_of_themselves(&data);
     let on_disk: Value =
         serde_json::from_slice(&fs::read(out.join("summary.json")).unwrap()).unwrap();
     assert_eq!(on_disk, json(output));

@@ -232,7 +232,12 @@ fn streamed_and_whole_answers_say_the_same() {
     assert_eq!(whole["object"], "text_completion");
     let choice = &whole["choices"][0];
     assert_eq!(choice["finish_reason"], "length");
-    let usage = json!({"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15});
+    let usage = json!({
+        "prompt_tokens": 3,
+        "completion_tokens": 12,
+        "total_tokens": 15,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    });
     assert_eq!(whole["usage"], usage);
 
     let more = json!({"stream": true, "stream_options": {"include_usage": true}});
@@ -336,6 +341,117 @@ fn logprobs_come_in_the_shape_of_their_route() {
 }
 
 #[test]
+fn samples_are_choices_with_an_end_of_their_own() {
+    let fixture = small();
+    let seeded = json!({"n": 3, "temperature": 1.0, "seed": 5, "ignore_eos": true});
+    let whole = fixture.post("/v1/completions", &with(three_tokens(6), &seeded)).json();
+    let choices = whole["choices"].as_array().unwrap();
+    let indices: Vec<_> = choices.iter().map(|choice| choice["index"].as_u64().unwrap()).collect();
+    assert_eq!(indices, [0, 1, 2]);
+    assert_eq!(whole["usage"]["completion_tokens"], 18);
+    assert!(choices.iter().all(|choice| choice["finish_reason"] == "length"));
+    // The i-th sample is what its seed alone would have given.
+    let single = json!({"temperature": 1.0, "seed": 7});
+    let single = fixture.post("/v1/completions", &with(three_tokens(6), &single)).json();
+    assert_eq!(single["choices"][0]["text"], choices[2]["text"]);
+
+    let chunks = fixture
+        .post("/v1/completions", &with(with(three_tokens(6), &seeded), &json!({"stream": true})))
+        .chunks();
+    for (index, choice) in choices.iter().enumerate() {
+        let own: Vec<&Value> = chunks
+            .iter()
+            .map(|chunk| &chunk["choices"][0])
+            .filter(|c| c["index"] == index)
+            .collect();
+        let text: String = own.iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+        assert_eq!(text, choice["text"].as_str().unwrap());
+        assert_eq!(own.last().unwrap()["finish_reason"], "length");
+    }
+    fixture.comes_to_rest();
+}
+
+#[test]
+fn echo_without_tokens_scores_the_prompt() {
+    let fixture = small();
+    let more = json!({"echo": true, "logprobs": 2, "max_tokens": 0});
+    let scored = fixture.post("/v1/completions", &with(three_tokens(1), &more)).json();
+    let choice = &scored["choices"][0];
+    assert_eq!(choice["finish_reason"], "length");
+    assert_eq!(scored["usage"]["completion_tokens"], 0);
+    let logprobs = &choice["logprobs"];
+    assert_eq!(logprobs["tokens"].as_array().unwrap().len(), 3);
+    assert!(logprobs["token_logprobs"][0].is_null() && logprobs["top_logprobs"][0].is_null());
+    assert!(logprobs["token_logprobs"][2].as_f64().unwrap() < 0.0);
+    assert_eq!(logprobs["top_logprobs"][1].as_object().unwrap().len(), 2);
+
+    // vLLM's field says the same of the same prompt.
+    let more = json!({"prompt_logprobs": 2});
+    let answer = fixture.post("/v1/completions", &with(three_tokens(1), &more)).json();
+    let positions = answer["choices"][0]["prompt_logprobs"].as_array().unwrap();
+    assert!(positions.len() == 3 && positions[0].is_null());
+    assert_eq!(positions[1]["6"]["logprob"], logprobs["token_logprobs"][1]);
+    // An echo is the prompt and then the answer.
+    let plain = fixture.post("/v1/completions", &three_tokens(4)).json();
+    let echoed =
+        fixture.post("/v1/completions", &with(three_tokens(4), &json!({"echo": true}))).json();
+    let expected = format!(
+        "{}{}",
+        choice["text"].as_str().unwrap(),
+        plain["choices"][0]["text"].as_str().unwrap()
+    );
+    assert_eq!(echoed["choices"][0]["text"], expected);
+    fixture.comes_to_rest();
+}
+
+#[test]
+fn prompt_tokens_from_the_cache_are_counted_unless_it_is_off() {
+    let cached = |enable_prefix_caching| {
+        let kv = KvBudget::Blocks(64);
+        let config =
+            EngineConfig { kv, block_size: 8, enable_prefix_caching, ..EngineConfig::default() };
+        let fixture = serve(&tiny(32, 256), config);
+        let body = with(three_tokens(2), &json!({"prompt": vec![9; 20]}));
+        let answers = [(); 2].map(|()| fixture.post("/v1/completions", &body).json());
+        assert_eq!(answers[0]["choices"][0]["text"], answers[1]["choices"][0]["text"]);
+        answers.map(|a| a["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap())
+    };
+    assert_eq!(cached(true), [0, 16]);
+    assert_eq!(cached(false), [0, 0]);
+}
+
+#[test]
+fn client_that_stops_reading_is_given_up_and_frees_its_blocks() {
+    let kv = KvBudget::Blocks(2048);
+    let config = EngineConfig { kv, block_size: 16, ..EngineConfig::default() };
+    let host = EngineHost::open(&tiny(512, 32_768), config, Clock::real()).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let limit = Duration::from_millis(300);
+    let server = Server::start_with(host.clone(), any, "tiny", limit).unwrap();
+    let fixture = Fixture { host, server };
+    let endless = fixture.endless_takes();
+    // Many bytes a token into a small window.
+    let body = with(three_tokens(ENDLESS), &json!({"stream": true, "logprobs": 20})).to_string();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut stream = runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(fixture.server.address()).await.unwrap();
+        stream.into_std().unwrap()
+    });
+    stream.set_nonblocking(false).unwrap();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    fixture.comes_to_run();
+    fixture.comes_to_rest_within(endless / 2);
+    drop(stream);
+    assert_eq!(fixture.get("/health").status, 200);
+}
+
+#[test]
 fn bad_requests_are_refused_with_their_reason() {
     let fixture = small();
     let completion = |more: Value| fixture.post("/v1/completions", &with(three_tokens(4), &more));
@@ -343,7 +459,12 @@ fn bad_requests_are_refused_with_their_reason() {
     completion(json!({"prompt": vec![5; 300]})).refuses(400, "300");
     completion(json!({"prompt": [5, 256]})).refuses(400, "256");
     completion(json!({"max_tokens": "many"})).refuses(400, "max_tokens");
-    completion(json!({"n": 2})).refuses(400, "n is not supported");
+    completion(json!({"n": 0})).refuses(400, "n is 0");
+    completion(json!({"n": 1_000_000})).refuses(400, "1000000");
+    completion(json!({"stop": vec!["x"; 17]})).refuses(400, "17");
+    completion(json!({"stop": "x".repeat(257)})).refuses(400, "257");
+    completion(json!({"max_tokens": 0})).refuses(400, "max_tokens");
+    completion(json!({"prompt_logprobs": 2, "stream": true})).refuses(400, "prompt_logprobs");
     completion(json!({"temperature": -1})).refuses(400, "temperature");
     read_reply(fixture.send("POST", "/v1/completions", b"{\"prompt\":")).refuses(400, "JSON");
     fixture.post("/v1/chat/completions", &json!({"messages": []})).refuses(400, "messages");

@@ -28,6 +28,21 @@ pub(super) fn http_cost(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     out.write_str("</section>\n")
 }
 
+pub(super) fn inside(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
+    if page.view.inside.is_empty() {
+        return Ok(());
+    }
+    open(out, "inside", "Inside the engine")?;
+    out.write_str(
+        "<p class=\"lead\">What the embedded engine told of itself over the whole run, warm-up \
+         included. Memory of the process is that of everything in it, of this client too.</p>\n",
+    )?;
+    for table in &page.view.inside {
+        tables::table(page, table, out)?;
+    }
+    out.write_str("</section>\n")
+}
+
 pub(super) fn engines(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     open(out, "engines", "Engines and machine")?;
     tables::table(page, &page.view.engines, out)?;

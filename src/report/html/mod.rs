@@ -64,6 +64,7 @@ pub fn render(run: &RunData, summary: &Summary, out: &mut impl Write) -> fmt::Re
         experiment::section(&page, i, experiment, out)?;
     }
     closing::http_cost(&page, out)?;
+    closing::inside(&page, out)?;
     closing::engines(&page, out)?;
     closing::absent(&page, out)?;
     closing::warnings(&page, out)?;
@@ -105,6 +106,9 @@ fn header(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     }
     if !page.view.http_cost.is_empty() {
         out.write_str("<li><a href=\"#http-cost\">Cost of HTTP</a></li>\n")?;
+    }
+    if !page.view.inside.is_empty() {
+        out.write_str("<li><a href=\"#inside\">Inside the engine</a></li>\n")?;
     }
     out.write_str("<li><a href=\"#engines\">Engines</a></li>\n")?;
     if !page.view.absent.is_empty() {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Facts, about, count};
+use crate::catalog::find_card;
 use crate::engine::FinishReason;
 use crate::record::EngineRecord;
 use crate::stats::warnings::{Warning, WarningClass};
@@ -65,6 +66,26 @@ pub(super) fn unequal_prompts(facts: &Facts<'_>) -> Option<Warning> {
         "chat templates add tokens of their own; use --prompt-tokens for token-exact prompts, \
          and read TTFT with the difference in mind",
     ))
+}
+
+/// Only for models with a card, which says by what names engines know them.
+pub(super) fn other_model(facts: &Facts<'_>, engine: &EngineRecord) -> Option<Warning> {
+    let asked = &facts.run.manifest.model;
+    let card = find_card(asked)?;
+    let served = &engine.info.as_ref()?.model;
+    // A file or a tag says more than the model: a quantization, an author.
+    let last = |name: &str| name.rsplit('/').next().unwrap_or(name).to_lowercase();
+    let known = [Some(&card.name), card.ollama_tag.as_ref(), card.vllm_id.as_ref()];
+    let is_known = known.into_iter().flatten().any(|name| last(served).contains(&last(name)));
+    (!is_known).then(|| {
+        about(
+            WarningClass::OtherModel,
+            Some(engine),
+            format!("serves `{served}`, the run's model is `{asked}`"),
+            "its numbers are those of another model: serve the same one, or name it with the \
+             engine's setting `model`",
+        )
+    })
 }
 
 pub(super) fn dummy_weights(engine: &EngineRecord) -> Option<Warning> {

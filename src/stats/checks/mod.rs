@@ -31,6 +31,7 @@ pub fn find(
     warnings.extend(measurement::few_samples(&facts));
     for engine in &run.manifest.engines {
         warnings.extend(measurement::failures(&facts, engine));
+        warnings.extend(fairness::other_model(&facts, engine));
         warnings.extend(fairness::dummy_weights(engine));
         warnings.extend(fairness::short_outputs(&facts, engine));
         warnings.extend(fairness::prefix_cache_hit(&facts, engine));

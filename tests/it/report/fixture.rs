@@ -10,8 +10,8 @@ use yardstick::engine::{
     Capabilities, Capability, EngineInfo, EngineSpec, ErrorClass, EventKind, FinishReason,
 };
 use yardstick::record::{
-    CaseRecord, CountSource, EngineRecord, EventRecord, JournalEntry, JournalEvent, Machine,
-    Manifest, Outcome, RequestRecord, RunData,
+    CaseRecord, CountSource, EngineRecord, EventRecord, JournalEntry, JournalEvent, LoadPhaseKind,
+    Machine, Manifest, Outcome, RequestRecord, RunData, StepRecord,
 };
 
 const MAX_TOKENS: u32 = 64;
@@ -90,8 +90,7 @@ const EXPERIMENTS: [(&str, &[u32]); 4] = [
 
 /// The run. Always the same.
 pub fn run() -> RunData {
-    let mut sim =
-        Simulation { state: 7, now: 1_000_000, requests: Vec::new(), journal: Vec::new() };
+    let mut sim = Simulation { now: 1_000_000, state: 7, ..Simulation::default() };
     sim.note(JournalEvent::RunStarted);
     let mut cases = Vec::new();
     for (experiment, concurrencies) in EXPERIMENTS {
@@ -122,7 +121,12 @@ pub fn run() -> RunData {
         }
     }
     sim.note(JournalEvent::RunFinished);
-    RunData { manifest: manifest(cases), requests: sim.requests, journal: sim.journal }
+    RunData {
+        manifest: manifest(cases),
+        requests: sim.requests,
+        journal: sim.journal,
+        steps: sim.steps,
+    }
 }
 
 fn manifest(cases: Vec<CaseRecord>) -> Manifest {
@@ -217,11 +221,13 @@ fn capabilities() -> Capabilities {
     }
 }
 
+#[derive(Default)]
 struct Simulation {
     state: u64,
     now: u64,
     requests: Vec<RequestRecord>,
     journal: Vec<JournalEntry>,
+    steps: Vec<StepRecord>,
 }
 
 impl Simulation {
@@ -252,6 +258,9 @@ impl Simulation {
         }
         let started = self.now;
         self.note(JournalEvent::CaseStarted { case });
+        if engine.name == "embedded" {
+            self.tell(cold, concurrency);
+        }
         let number = if experiment.starts_with("sequential") { 10 } else { concurrency };
         if !cold {
             let warmup =
@@ -296,6 +305,46 @@ impl Simulation {
         let client_cpu_ns = wall * share + wall / 40;
         self.note(JournalEvent::CaseFinished { case, client_cpu_ns });
         self.now += 50_000_000;
+    }
+
+    /// What the embedded engine tells of itself: its load, and a few steps.
+    fn tell(&mut self, cold: bool, concurrency: u32) {
+        let (weight_bytes, kv_bytes, before) = (538_000_000, 188_743_680, 24 << 20);
+        if cold {
+            let phases = [
+                (LoadPhaseKind::Weights, 371_000_000, Some(98_000_000)),
+                (LoadPhaseKind::KvPool, 2_100_000, Some(kv_bytes)),
+                (LoadPhaseKind::FirstStep, 38_000_000, None),
+            ];
+            for (phase, took_ns, bytes) in phases {
+                self.note(JournalEvent::LoadPhase { engine: 0, phase, took_ns, bytes });
+            }
+            self.note(JournalEvent::Memory {
+                engine: 0,
+                weight_bytes,
+                kv_bytes,
+                rss_before_bytes: Some(before),
+                rss_after_bytes: Some(before + weight_bytes + kv_bytes),
+            });
+        }
+        for step in 0..8 {
+            let took_ns = 6_900_000 + u64::from(concurrency) * 850_000;
+            self.steps.push(StepRecord {
+                engine: 0,
+                at_ns: Timestamp::from_nanos(self.now + step * took_ns + 1),
+                took_ns,
+                num_tokens: u64::from(concurrency) * if step == 0 { 128 } else { 1 },
+                num_prefill_tokens: if step == 0 { u64::from(concurrency) * 128 } else { 0 },
+                num_seqs: concurrency.into(),
+                num_waiting: 0,
+                num_used_blocks: u64::from(concurrency) * 9,
+                num_free_blocks: 512 - u64::from(concurrency) * 9,
+                num_cached_blocks: 0,
+                num_waste_slots: u64::from(concurrency) * (15 - step),
+                num_preemptions: u64::from(concurrency == 10 && step == 3),
+                rss_bytes: (step == 0).then_some(before + weight_bytes + kv_bytes + (9 << 20)),
+            });
+        }
     }
 
     fn request(
@@ -344,7 +393,7 @@ impl Simulation {
             num_prompt_tokens: Some(if engine.name == "ollama" { 131 } else { 128 }),
             num_output_tokens: Some(tokens),
             count_source: CountSource::Server,
-            num_cached_tokens: None,
+            num_cached_tokens: (engine.name == "embedded").then_some(0),
             finish_reason: Some(FinishReason::Length),
             outcome: Outcome::Ok,
             server: BTreeMap::new(),

@@ -19,10 +19,13 @@ fn format_page_names_every_field_of_every_file() {
     collect(&run.manifest, &mut names);
     collect(&run.requests, &mut names);
     collect(&run.journal, &mut names);
+    collect(&run.steps, &mut names);
     let at_ns = Timestamp::from_nanos(0);
-    for event in
-        [JournalEvent::CaseFailed { case: 0, message: String::new() }, JournalEvent::Interrupted]
-    {
+    for event in [
+        JournalEvent::CaseFailed { case: 0, message: String::new() },
+        JournalEvent::Interrupted,
+        JournalEvent::TelemetryLost { engine: 0, num_events: 1 },
+    ] {
         collect(&JournalEntry { at_ns, event }, &mut names);
     }
     collect(&summary, &mut names);
@@ -35,7 +38,10 @@ fn format_page_names_every_field_of_every_file() {
 #[test]
 fn format_page_names_every_word_of_the_journal_and_the_warnings() {
     let (run, summary) = super::measured();
-    let journal = serde_json::to_value(&run.journal).unwrap();
+    let mut journal = run.journal;
+    let event = JournalEvent::TelemetryLost { engine: 0, num_events: 1 };
+    journal.push(JournalEntry { at_ns: Timestamp::from_nanos(0), event });
+    let journal = serde_json::to_value(&journal).unwrap();
     for entry in journal.as_array().unwrap() {
         let word = entry["event"].as_str().unwrap();
         assert!(FORMAT.contains(&format!("`{word}`")), "{word}");

@@ -1,0 +1,62 @@
+//! Loading a core, and what is to be told of it: phases with bytes, memory by part.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::host::Shared;
+use super::telemetry::{EngineEvent, LoadPhase, LoadPhaseKind, MemoryParts, Sink};
+use super::weights::WeightSource;
+use super::{EngineCore, InferError};
+use crate::clock::Timestamp;
+
+/// A core with fresh weights.
+pub(super) struct Loaded {
+    pub core: EngineCore,
+    pub started: Timestamp,
+    pub ended: Timestamp,
+    pub events: Vec<EngineEvent>,
+}
+
+impl Loaded {
+    /// Loads; a panic in it is an error, and the thread goes on.
+    pub(super) fn load(
+        shared: &Shared,
+        weights: &dyn WeightSource,
+        sink: Option<&Sink>,
+    ) -> Result<Self, InferError> {
+        let Shared { model_config, config, clock, .. } = shared;
+        let resident_before = sink.and_then(Sink::resident_bytes);
+        let started = clock.now();
+        let load = || EngineCore::new(model_config, weights, config, clock.clone());
+        let core = catch_unwind(AssertUnwindSafe(load))
+            .unwrap_or_else(|panic| Err(panicked("loading", panic.as_ref())))?;
+        let ended = clock.now();
+        let kv_bytes = shared.kv_bytes();
+        let weights_at = core.weights_loaded_at();
+        let phase = |kind, started_at, ended: Timestamp, bytes| {
+            let took = ended.since(started_at);
+            EngineEvent::Load(LoadPhase { kind, started_at, took, bytes: Some(bytes) })
+        };
+        let events = vec![
+            phase(LoadPhaseKind::Weights, started, weights_at, weights.stored_bytes()),
+            phase(LoadPhaseKind::KvPool, weights_at, ended, kv_bytes),
+            EngineEvent::Memory(MemoryParts {
+                at: ended,
+                weight_bytes: core.weight_memory().total as u64,
+                kv_bytes,
+                resident_before,
+                resident_after: sink.and_then(Sink::resident_bytes),
+            }),
+        ];
+        Ok(Self { core, started, ended, events })
+    }
+}
+
+/// What a panic said.
+pub(super) fn panicked(during: &str, panic: &(dyn std::any::Any + Send)) -> InferError {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    InferError::Internal(format!("{during} panicked: {message}"))
+}
