@@ -18,7 +18,8 @@ pub struct Batch {
     pub slot_mapping: Arc<[usize]>,
     /// Where sequences begin and what they attend to.
     pub layout: Arc<BatchLayout>,
-    /// Rows whose logits are wanted: the last of every sequence that is complete.
+    /// Rows whose logits are wanted, in order: of every sequence those that
+    /// score its prompt, then its last if it draws a token.
     pub logit_rows: Vec<u32>,
 }
 
@@ -43,7 +44,8 @@ impl Batch {
         let mut input_ids = Vec::with_capacity(num_tokens);
         let mut positions = Vec::with_capacity(num_tokens);
         let mut slot_mapping = Vec::with_capacity(num_tokens);
-        let mut query_start_loc = vec![0];
+        let mut query_start_loc = Vec::with_capacity(chunks.len() + 1);
+        query_start_loc.push(0);
         let mut seq_lens = Vec::with_capacity(chunks.len());
         let mut block_tables = Vec::with_capacity(chunks.len());
         let mut logit_rows = Vec::new();
@@ -52,6 +54,7 @@ impl Batch {
             let sequence = scheduler.running().get(chunk.index).ok_or_else(broken)?;
             let start = sequence.num_computed_tokens;
             let end = start + chunk.num_tokens;
+            let first_row = input_ids.len();
             input_ids.extend(sequence.token_ids.get(start..end).ok_or_else(broken)?);
             positions.extend(start..end);
             let slots = sequence.block_table.slot_mapping(start..end).ok_or_else(broken)?;
@@ -59,8 +62,12 @@ impl Batch {
             query_start_loc.push(input_ids.len());
             seq_lens.push(end);
             block_tables.push(sequence.block_table.blocks().to_vec());
-            if chunk.is_last {
-                logit_rows.push(u32::try_from(input_ids.len() - 1).map_err(|_| broken())?);
+            let row_of = |position: usize| u32::try_from(first_row + position - start);
+            for position in sequence.scored_rows(chunk.num_tokens) {
+                logit_rows.push(row_of(position).map_err(|_| broken())?);
+            }
+            if chunk.is_last && !sequence.is_score_only() {
+                logit_rows.push(row_of(end - 1).map_err(|_| broken())?);
             }
         }
         Ok(Self {
@@ -79,20 +86,23 @@ mod tests {
     use crate::infer::InferRequest;
     use crate::infer::scheduler::SchedulerLimits;
 
+    const LIMITS: SchedulerLimits = SchedulerLimits {
+        max_num_seqs: 4,
+        max_num_batched_tokens: 5,
+        max_scored_rows: 4,
+        max_model_len: 32,
+        max_queue: 4,
+        num_blocks: 8,
+        block_size: 2,
+        enable_prefix_caching: false,
+    };
+
     #[test]
     fn chunks_become_rows_with_their_slots() {
-        let limits = SchedulerLimits {
-            max_num_seqs: 4,
-            max_num_batched_tokens: 5,
-            max_model_len: 32,
-            max_queue: 4,
-            num_blocks: 8,
-            block_size: 2,
-        };
-        let mut scheduler = Scheduler::new(limits);
+        let mut scheduler = Scheduler::new(LIMITS);
         for (id, prompt_ids) in [(0, vec![10, 11, 12]), (1, vec![20, 21, 22])] {
             let request = InferRequest::new(prompt_ids, 2);
-            scheduler.add(id, request).unwrap();
+            scheduler.add(id, &request).unwrap();
         }
         let chunks = scheduler.schedule().unwrap();
         let batch = Batch::new(&scheduler, &chunks).unwrap();
@@ -105,5 +115,25 @@ mod tests {
         let first = |block: usize| blocks[block][0] as usize * 2;
         assert_eq!(batch.slot_mapping[0], first(0));
         assert_eq!(batch.slot_mapping[4], first(1) + 1);
+    }
+
+    #[test]
+    fn a_scored_prompt_wants_the_logits_of_every_row_and_once_those_of_the_last() {
+        let mut scheduler = Scheduler::new(LIMITS);
+        let scored = InferRequest { prompt_logprobs: Some(0), ..InferRequest::new(vec![1; 6], 2) };
+        scheduler.add(0, &InferRequest::new(vec![7], 2)).unwrap();
+        scheduler.add(1, &scored).unwrap();
+        let mut rows = Vec::new();
+        for _ in 0..3 {
+            let chunks = scheduler.schedule().unwrap();
+            rows.push(Batch::new(&scheduler, &chunks).unwrap().logit_rows);
+            for chunk in chunks {
+                scheduler.advance(chunk);
+                if chunk.is_last {
+                    scheduler.push_token(chunk.index, 9);
+                }
+            }
+        }
+        assert_eq!(rows, [vec![0, 1, 2, 3, 4], vec![0, 1, 2], vec![0, 1]]);
     }
 }

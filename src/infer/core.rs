@@ -5,17 +5,18 @@ use candle_core::{Device, Tensor};
 use super::batch::Batch;
 use super::host::TokenLogprobs;
 use super::kv::{BlockError, KvCache, KvSizing};
-use super::model::Llama;
+use super::model::{Llama, Model};
 use super::sampler::{self, SampleError};
 use super::scheduler::{Chunk, Scheduler, SchedulerLimits};
 use super::sequence::{Sequence, SequenceId};
+pub use super::step::{CoreStats, DrawnToken, PromptScores, StepOutput, StepReport};
 use super::weights::WeightSource;
 use super::{EngineConfig, InferError, InferRequest, ModelConfig, StopReason};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 
 /// The engine: scheduler, KV blocks, model and sampler behind `add_request`, `step` and `abort`.
 pub struct EngineCore {
-    model: Llama,
+    model: Box<dyn Model>,
     model_config: ModelConfig,
     cache: KvCache,
     scheduler: Scheduler,
@@ -24,76 +25,6 @@ pub struct EngineCore {
     /// Makes the next step panic: for the tests of whoever must survive it.
     #[cfg(test)]
     pub(super) panic_in_next_step: bool,
-}
-
-/// What one step did.
-#[derive(Debug)]
-pub struct StepReport {
-    /// When it began, before scheduling.
-    pub started_at: Timestamp,
-    /// When it ended, on the engine's clock.
-    pub at: Timestamp,
-    /// Tokens computed, prompts included.
-    pub num_tokens: usize,
-    /// Of those, tokens of prompts, or of what a preempted sequence computes again.
-    pub num_prefill_tokens: usize,
-    /// Sequences that took part.
-    pub num_seqs: usize,
-    /// Prompt positions scored in this step.
-    pub scores: Vec<PromptScores>,
-    /// One entry for every sequence that drew a token or failed.
-    pub outputs: Vec<StepOutput>,
-}
-
-/// Teacher-forced log-probabilities of a stretch of one prompt.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PromptScores {
-    /// Whose prompt.
-    pub id: SequenceId,
-    /// Position of the first entry: entry `i` scores the prompt's token at
-    /// `first_position + i` given all before it.
-    pub first_position: usize,
-    /// One entry a position.
-    pub logprobs: Vec<TokenLogprobs>,
-}
-
-/// What a step did for one sequence.
-#[derive(Debug)]
-pub struct StepOutput {
-    /// Which request.
-    pub id: SequenceId,
-    /// Which of its samples, from zero.
-    pub sample: usize,
-    /// When it first took part in a step.
-    pub first_scheduled_at: Timestamp,
-    /// Its token, or why there is none; it has left the engine then.
-    pub result: Result<DrawnToken, InferError>,
-}
-
-/// A token and what is known about it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DrawnToken {
-    /// The token.
-    pub id: u32,
-    /// Its probability and the most likely tokens, if asked for.
-    pub logprobs: Option<TokenLogprobs>,
-    /// Set when it was the last: the sequence has left the engine.
-    pub stop: Option<StopReason>,
-}
-
-/// A snapshot of queue and pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CoreStats {
-    /// Sequences in the batch.
-    pub num_running: usize,
-    /// Sequences in the queue.
-    pub num_waiting: usize,
-    /// Blocks that nobody holds.
-    pub num_free_blocks: usize,
-    /// Blocks in the pool.
-    pub num_blocks: usize,
-    /// Sequences sent back to the queue since the start.
-    pub num_preemptions: u64,
 }
 
 impl EngineCore {
@@ -110,6 +41,21 @@ impl EngineCore {
     ) -> Result<Self, InferError> {
         let sizing = KvSizing::new(config, model_config)?;
         let model = Llama::load(model_config, weights, config.dtype, sizing.max_model_len)?;
+        Self::with_model(Box::new(model), model_config, config, clock)
+    }
+
+    /// The engine around any model whose shape `model_config` gives: it decides
+    /// the KV pool, the width of the logits and the tokens that end a sequence.
+    ///
+    /// # Errors
+    /// [`InferError::Config`] for settings that do not fit the model or the machine.
+    pub fn with_model(
+        model: Box<dyn Model>,
+        model_config: &ModelConfig,
+        config: &EngineConfig,
+        clock: Clock,
+    ) -> Result<Self, InferError> {
+        let sizing = KvSizing::new(config, model_config)?;
         Ok(Self {
             model,
             cache: KvCache::new(&sizing, model_config, &Device::Cpu)?,
@@ -122,25 +68,26 @@ impl EngineCore {
         })
     }
 
-    /// Queues a request.
+    /// Queues a request, all of its samples under one id.
     ///
     /// # Errors
     /// [`InferError::Request`] for one that can never be served,
-    /// [`InferError::Busy`] when the queue is full.
+    /// [`InferError::Busy`] when the queue has no room for all of its samples.
     pub fn add_request(&mut self, request: InferRequest) -> Result<SequenceId, InferError> {
         request.check(self.model_config.vocab_size)?;
         let id = self.next_id;
-        self.scheduler.add(id, request)?;
+        self.scheduler.add(id, &request)?;
         self.next_id += 1;
         Ok(id)
     }
 
-    /// Takes a sequence out and frees its blocks; false if it has ended already.
+    /// Takes all samples of a request out and frees their blocks; false if they
+    /// have ended already.
     ///
     /// # Errors
     /// [`InferError::Internal`] when the block accounting is broken.
     pub fn abort(&mut self, id: SequenceId) -> Result<bool, InferError> {
-        Ok(self.scheduler.remove(id)?.is_some())
+        Ok(self.scheduler.remove(id)?)
     }
 
     /// Whether a step would do anything.
@@ -156,17 +103,21 @@ impl EngineCore {
             num_running: self.scheduler.running().len(),
             num_waiting: self.scheduler.waiting().len(),
             num_free_blocks: self.scheduler.blocks().num_free(),
+            num_cached_blocks: self.scheduler.blocks().num_cached(),
             num_blocks: self.scheduler.blocks().num_blocks(),
+            num_waste_slots: self.scheduler.running().iter().map(Sequence::num_waste_slots).sum(),
+            prefix_query_tokens: self.scheduler.prefix_query_tokens(),
+            prefix_hit_tokens: self.scheduler.prefix_hit_tokens(),
             num_preemptions: self.scheduler.num_preemptions(),
         }
     }
 
-    /// Schedules, computes and samples once. Sequences that end, or whose
-    /// logits are no numbers, leave the engine and free their blocks.
+    /// Schedules, computes, scores and samples once. Sequences that end, or
+    /// whose logits are no numbers, leave the engine and free their blocks.
     ///
     /// # Errors
-    /// When the whole step failed. No sequence of its batch is left then, and
-    /// their blocks are free; those that waited still wait.
+    /// When the whole step failed. No request that had a sample in its batch is
+    /// left then, and their blocks are free; those that waited still wait.
     pub fn step(&mut self) -> Result<StepReport, InferError> {
         let result = self.try_step();
         if result.is_err() {
@@ -179,7 +130,8 @@ impl EngineCore {
     fn try_step(&mut self) -> Result<StepReport, InferError> {
         let started_at = self.clock.now();
         let chunks = self.scheduler.schedule()?;
-        self.note_first_scheduled(&chunks);
+        debug_assert_eq!(self.scheduler.check_step(&chunks), Ok(()));
+        let num_prefill_tokens = self.note_scheduled(&chunks);
         let batch = Batch::new(&self.scheduler, &chunks)?;
         #[cfg(test)]
         assert!(!std::mem::take(&mut self.panic_in_next_step), "a panic in a step, as ordered");
@@ -188,67 +140,88 @@ impl EngineCore {
         for chunk in &chunks {
             self.scheduler.advance(*chunk);
         }
-        let last = chunks.iter().filter(|chunk| chunk.is_last).copied().collect::<Vec<_>>();
-        let outputs = match logits {
-            Some(logits) => self.draw(&last, &logits)?,
-            None => Vec::new(),
-        };
+        let (scores, outputs) = self.read_logits(&chunks, logits.as_ref())?;
         for output in &outputs {
             if output.result.as_ref().map_or(true, |drawn| drawn.stop.is_some()) {
-                self.scheduler.remove(output.id)?;
+                self.scheduler.remove_sample(output.id, output.sample)?;
             }
         }
-        let num_tokens = batch.input_ids.len();
+        for scores in scores.iter().filter(|scores| scores.stop.is_some()) {
+            self.scheduler.remove(scores.id)?;
+        }
         Ok(StepReport {
             started_at,
             at: self.clock.now(),
-            num_tokens,
-            num_prefill_tokens: 0,
+            num_tokens: batch.input_ids.len(),
+            num_prefill_tokens,
             num_seqs: chunks.len(),
-            scores: Vec::new(),
+            scores,
             outputs,
         })
     }
 
-    fn note_first_scheduled(&mut self, chunks: &[Chunk]) {
+    /// Notes who takes part for the first time; the tokens of `chunks` that are
+    /// no decodes.
+    fn note_scheduled(&mut self, chunks: &[Chunk]) -> usize {
         let now = self.clock.now();
+        let mut num_prefill_tokens = 0;
         for chunk in chunks {
             if let Some(sequence) = self.scheduler.running_mut(chunk.index) {
                 sequence.first_scheduled_at.get_or_insert(now);
+                num_prefill_tokens += if sequence.is_decoding() { 0 } else { chunk.num_tokens };
             }
         }
+        num_prefill_tokens
     }
 
-    /// Draws a token for each of `chunks`; row `i` of `logits`, `[rows, vocab]`,
-    /// belongs to the i-th.
-    fn draw(&mut self, chunks: &[Chunk], logits: &Tensor) -> Result<Vec<StepOutput>, InferError> {
-        let (storage, layout) = logits.storage_and_layout();
-        let (candle_core::Storage::Cpu(storage), Some((start, end))) =
-            (&*storage, layout.contiguous_offsets())
-        else {
-            return Err(InferError::Internal("logits are not in host memory".to_owned()));
+    /// Scores prompts and draws tokens from `logits`, `[rows, vocab]`: of each
+    /// chunk its scored rows, then the row that a token is drawn from.
+    fn read_logits(
+        &mut self,
+        chunks: &[Chunk],
+        logits: Option<&Tensor>,
+    ) -> Result<(Vec<PromptScores>, Vec<StepOutput>), InferError> {
+        let storage = logits.map(Tensor::storage_and_layout);
+        let mut rows: &[f32] = match &storage {
+            None => &[],
+            Some((storage, layout)) => match (&**storage, layout.contiguous_offsets()) {
+                (candle_core::Storage::Cpu(cpu), Some((start, end))) => {
+                    &cpu.as_slice::<f32>()?[start..end]
+                }
+                _ => return Err(InferError::Internal("logits are not in host memory".to_owned())),
+            },
         };
-        let logits = &storage.as_slice::<f32>()?[start..end];
-        let rows = logits.chunks_exact(self.model_config.vocab_size);
+        let mut scores = Vec::new();
         let mut outputs = Vec::with_capacity(chunks.len());
-        for (chunk, row) in chunks.iter().zip(rows) {
-            let broken = || InferError::Internal(format!("{chunk:?} has no sequence"));
+        for chunk in chunks {
+            let broken = || InferError::Internal(format!("{chunk:?} has no sequence or no logits"));
             let sequence = self.scheduler.running().get(chunk.index).ok_or_else(broken)?;
-            let (id, first_scheduled_at) = (sequence.id, sequence.first_scheduled_at);
-            let eos = if sequence.ignore_eos { &[] } else { &*self.model_config.eos_token_ids };
-            let result = draw_token(sequence, row).map(|(token, logprobs)| {
-                let stop = eos.contains(&token).then_some(StopReason::Stop);
-                let length = self.scheduler.push_token(chunk.index, token);
-                DrawnToken { id: token, logprobs, stop: stop.or(length) }
-            });
-            outputs.push(StepOutput {
-                id,
-                sample: 0,
-                first_scheduled_at: first_scheduled_at.unwrap_or_default(),
-                result: result.map_err(|error| InferError::Internal(error.to_string())),
-            });
+            let mut take = |num_rows: usize| {
+                rows.split_off(..num_rows * self.model_config.vocab_size).ok_or_else(broken)
+            };
+            let scored = take(chunk.num_scored_rows)?;
+            let draws = chunk.is_last && !sequence.is_score_only();
+            let drawn_from = take(usize::from(draws))?;
+            match score(sequence, *chunk, scored, self.model_config.vocab_size) {
+                Ok(found) => scores.extend(found),
+                Err(error) => {
+                    outputs.push(output(sequence, Err(error.into())));
+                    continue;
+                }
+            }
+            if draws {
+                let result = draw(sequence, drawn_from).map_err(InferError::from);
+                let mut output = output(sequence, result);
+                if let Ok(drawn) = &mut output.result {
+                    let eos =
+                        !sequence.ignore_eos && self.model_config.eos_token_ids.contains(&drawn.id);
+                    let length = self.scheduler.push_token(chunk.index, drawn.id);
+                    drawn.stop = eos.then_some(StopReason::Stop).or(length);
+                }
+                outputs.push(output);
+            }
         }
-        Ok(outputs)
+        Ok((scores, outputs))
     }
 
     fn drop_running(&mut self) {
@@ -260,17 +233,59 @@ impl EngineCore {
     }
 }
 
+fn output(sequence: &Sequence, result: Result<DrawnToken, InferError>) -> StepOutput {
+    StepOutput {
+        id: sequence.id,
+        sample: sequence.sample,
+        first_scheduled_at: sequence.first_scheduled_at.unwrap_or_default(),
+        num_cached_tokens: sequence.num_cached_tokens.unwrap_or_default(),
+        result,
+    }
+}
+
 /// The next token of `sequence` and what was asked to be known about it.
-fn draw_token(
-    sequence: &Sequence,
-    logits: &[f32],
-) -> Result<(u32, Option<TokenLogprobs>), SampleError> {
-    let token = sampler::sample(logits, &sequence.sampling, sequence.num_output_tokens())?;
+fn draw(sequence: &Sequence, logits: &[f32]) -> Result<DrawnToken, SampleError> {
+    let id = sampler::sample(logits, &sequence.sampling, sequence.num_output_tokens())?;
     let logprobs = match sequence.logprobs {
-        Some(count) => Some(sampler::logprobs(logits, token, count)?),
+        Some(count) => Some(sampler::logprobs(logits, id, count)?),
         None => None,
     };
-    Ok((token, logprobs))
+    Ok(DrawnToken { id, logprobs, stop: None })
+}
+
+/// What `logits`, `[scored rows, vocab]`, say about the prompt tokens after
+/// the rows of `chunk`, which `sequence` has computed. `None` where nothing was
+/// scored and nothing ends.
+fn score(
+    sequence: &Sequence,
+    chunk: Chunk,
+    logits: &[f32],
+    vocab_size: usize,
+) -> Result<Option<PromptScores>, SampleError> {
+    let is_end = chunk.is_last && sequence.is_score_only();
+    let first_position = sequence.num_scored_rows - chunk.num_scored_rows + 1;
+    let Some(count) = sequence.prompt_logprobs.filter(|_| !logits.is_empty() || is_end) else {
+        return Ok(None);
+    };
+    let targets = &sequence.token_ids[first_position..];
+    let logprobs = logits
+        .chunks_exact(vocab_size)
+        .zip(targets)
+        .map(|(row, target)| sampler::logprobs(row, *target, count))
+        .collect::<Result<Vec<TokenLogprobs>, _>>()?;
+    Ok(Some(PromptScores {
+        id: sequence.id,
+        first_scheduled_at: sequence.first_scheduled_at.unwrap_or_default(),
+        first_position,
+        logprobs,
+        stop: is_end.then_some(StopReason::Length),
+    }))
+}
+
+impl From<SampleError> for InferError {
+    fn from(error: SampleError) -> Self {
+        Self::Internal(error.to_string())
+    }
 }
 
 impl From<BlockError> for InferError {
@@ -402,5 +417,171 @@ mod tests {
         assert!(error.contains("not a number"), "{error}");
         assert!(!core.has_work());
         assert_eq!(core.stats().num_free_blocks, 8);
+    }
+
+    /// Runs until idle; the drawn tokens of each sample of each request.
+    fn drain_samples(core: &mut EngineCore) -> BTreeMap<(SequenceId, usize), Vec<DrawnToken>> {
+        let mut drawn = BTreeMap::<_, Vec<DrawnToken>>::new();
+        while core.has_work() {
+            for output in core.step().unwrap().outputs {
+                drawn.entry((output.id, output.sample)).or_default().push(output.result.unwrap());
+            }
+        }
+        assert_eq!(core.stats().num_free_blocks, core.stats().num_blocks);
+        drawn
+    }
+
+    /// Runs until idle; the scores of each request, joined.
+    fn drain_scores(core: &mut EngineCore) -> BTreeMap<SequenceId, Vec<TokenLogprobs>> {
+        let mut scores = BTreeMap::<_, Vec<_>>::new();
+        while core.has_work() {
+            for found in core.step().unwrap().scores {
+                let joined = scores.entry(found.id).or_default();
+                assert_eq!(found.first_position, joined.len() + 1);
+                joined.extend(found.logprobs);
+            }
+        }
+        assert_eq!(core.stats().num_free_blocks, core.stats().num_blocks);
+        scores
+    }
+
+    fn small_blocks() -> EngineConfig {
+        EngineConfig { block_size: 4, ..EngineConfig::default() }
+    }
+
+    #[test]
+    fn a_cache_hit_draws_what_a_miss_draws() {
+        let request = InferRequest { logprobs: Some(5), ..request((0..30).collect(), 12) };
+        let uncached = EngineConfig { enable_prefix_caching: false, ..small_blocks() };
+        let (mut cached, mut uncached) = (core(&small_blocks()), core(&uncached));
+        for hits in [0, 28, 28] {
+            let id = cached.add_request(request.clone()).unwrap();
+            let first = cached.step().unwrap();
+            assert_eq!(first.outputs[0].num_cached_tokens, hits);
+            assert_eq!((first.num_tokens, first.num_prefill_tokens), (30 - hits, 30 - hits));
+            let mut drawn = vec![first.outputs.into_iter().next().unwrap().result.unwrap()];
+            drawn.extend(drain_samples(&mut cached).remove(&(id, 0)).unwrap());
+            let id = uncached.add_request(request.clone()).unwrap();
+            assert_eq!(drawn, drain_samples(&mut uncached).remove(&(id, 0)).unwrap());
+        }
+        let stats = cached.stats();
+        assert_eq!((stats.prefix_query_tokens, stats.prefix_hit_tokens), (90, 56));
+        assert!(stats.num_cached_blocks > 0);
+        assert_eq!(uncached.stats().num_cached_blocks, 0);
+    }
+
+    #[test]
+    fn greedy_samples_are_all_equal() {
+        for enable_prefix_caching in [false, true] {
+            let mut core = core(&EngineConfig { enable_prefix_caching, ..small_blocks() });
+            core.add_request(InferRequest { n: 5, ..request((0..10).collect(), 9) }).unwrap();
+            let drawn = drain_samples(&mut core);
+            assert_eq!(drawn.len(), 5);
+            assert!(drawn.values().all(|tokens| tokens.len() == 9 && *tokens == drawn[&(0, 0)]));
+        }
+    }
+
+    #[test]
+    fn samples_are_what_as_many_requests_with_their_seeds_are() {
+        let sampling =
+            super::super::SamplingParams { temperature: 1.5, seed: 40, ..Default::default() };
+        let single = InferRequest { sampling, logprobs: Some(3), ..request((0..10).collect(), 9) };
+        // Room for the prompt and little more: some are preempted.
+        let config = EngineConfig { kv: KvBudget::Blocks(7), ..small_blocks() };
+        let mut together = core(&config);
+        together.add_request(InferRequest { n: 4, ..single.clone() }).unwrap();
+        let together_drawn = drain_samples(&mut together);
+        assert!(together.stats().num_preemptions > 0, "nothing was preempted");
+        let mut alone = core(&small_blocks());
+        for seed in 0..4 {
+            let mut request = single.clone();
+            request.sampling.seed += seed;
+            let id = alone.add_request(request).unwrap();
+            let expected = &drain_samples(&mut alone)[&(id, 0)];
+            assert_eq!(together_drawn[&(0, usize::try_from(seed).unwrap())], *expected);
+        }
+        assert_ne!(together_drawn[&(0, 0)], together_drawn[&(0, 1)]);
+    }
+
+    #[test]
+    fn scores_of_a_text_are_the_logprobs_with_which_it_was_drawn() {
+        let mut core = core(&small_blocks());
+        let prompt: Vec<u32> = (20..31).collect();
+        core.add_request(InferRequest { logprobs: Some(4), ..request(prompt.clone(), 15) })
+            .unwrap();
+        let drawn = drain_samples(&mut core).remove(&(0, 0)).unwrap();
+        let text: Vec<u32> = prompt.iter().copied().chain(drawn.iter().map(|d| d.id)).collect();
+        let scored = InferRequest { prompt_logprobs: Some(4), ..request(text, 0) };
+        let id = core.add_request(scored).unwrap();
+        let scores = drain_scores(&mut core).remove(&id).unwrap();
+        assert_eq!(scores.len(), 25);
+        let logprobs: Vec<_> = drawn.into_iter().map(|drawn| drawn.logprobs.unwrap()).collect();
+        assert_eq!(scores[10..], logprobs);
+    }
+
+    #[test]
+    fn scores_are_the_same_in_chunks_beside_others_and_after_preemption() {
+        let scored = |max_tokens| InferRequest {
+            prompt_logprobs: Some(2),
+            ..request((0..40).map(|i| i * 7 % 97).collect(), max_tokens)
+        };
+        let mut whole = core(&small_blocks());
+        whole.add_request(scored(0)).unwrap();
+        let report = whole.step().unwrap();
+        assert!(report.outputs.is_empty() && !whole.has_work());
+        let [expected] = report.scores.as_slice() else { panic!("{:?}", report.scores) };
+        assert_eq!((expected.first_position, expected.logprobs.len()), (1, 39));
+        assert_eq!(expected.stop, Some(StopReason::Length));
+        // The prompts of ten and forty tokens fit, and nothing beyond them.
+        let tight = EngineConfig {
+            kv: KvBudget::Blocks(13),
+            max_num_batched_tokens: 8,
+            max_model_len: Some(52),
+            ..small_blocks()
+        };
+        let mut tight = core(&tight);
+        tight.add_request(request((50..60).collect(), 20)).unwrap();
+        let id = tight.add_request(scored(3)).unwrap();
+        assert_eq!(drain_scores(&mut tight)[&id], expected.logprobs);
+        assert!(tight.stats().num_preemptions > 0, "nothing was preempted");
+    }
+
+    #[test]
+    fn a_single_token_has_no_score_and_ends_all_the_same() {
+        let mut core = core(&EngineConfig::default());
+        core.add_request(InferRequest { prompt_logprobs: Some(1), ..request(vec![4], 0) }).unwrap();
+        let report = core.step().unwrap();
+        assert_eq!(report.scores.len(), 1);
+        assert!(report.scores[0].logprobs.is_empty() && report.scores[0].stop.is_some());
+        assert!(!core.has_work());
+    }
+
+    #[test]
+    fn scoring_with_damaged_weights_fails_the_request_alone() {
+        let mut core = EngineCore::new(
+            &ModelConfig::tiny(),
+            &Damaged,
+            &EngineConfig::default(),
+            Clock::manual(),
+        )
+        .unwrap();
+        core.add_request(InferRequest { prompt_logprobs: Some(1), ..request(vec![4, 5], 0) })
+            .unwrap();
+        let report = core.step().unwrap();
+        assert!(report.scores.is_empty() && report.outputs[0].result.is_err());
+        assert!(!core.has_work());
+    }
+
+    #[test]
+    fn waste_is_what_the_last_blocks_do_not_hold() {
+        let mut core = core(&small_blocks());
+        core.add_request(request(vec![1; 5], 9)).unwrap();
+        core.add_request(request(vec![2; 8], 9)).unwrap();
+        let report = core.step().unwrap();
+        assert_eq!((report.num_tokens, report.num_prefill_tokens, report.num_seqs), (13, 13, 2));
+        assert_eq!(core.stats().num_waste_slots, 3);
+        let report = core.step().unwrap();
+        assert_eq!((report.num_tokens, report.num_prefill_tokens), (2, 0));
+        assert_eq!(core.stats().num_waste_slots, 2 + 3);
     }
 }

@@ -2,11 +2,13 @@
 //! cache and continuous batching. Knows no HTTP, no plan and no report.
 //!
 //! A request's life: 1. [`EngineCore::add_request`] checks that it can ever
-//! fit and queues it. 2. The scheduler admits it when blocks are free.
-//! 3. [`EngineCore::step`] flattens all scheduled tokens into one ragged batch.
+//! fit and queues it. 2. The scheduler admits it when blocks are free, with
+//! those that the prefix cache still has of its prompt. 3. [`EngineCore::step`] flattens all scheduled tokens into one ragged batch.
 //! 4. One forward writes K/V through the slot mapping and attends through the
 //! block tables. 5. The sampler draws a token for every sequence whose prompt
-//! is complete. 6. A sequence that met its end, or was aborted, frees its blocks.
+//! is complete; the other samples of its request join it then. 6. A sequence
+//! that met its end, or was aborted, frees its blocks; what they hold can be
+//! found until they are handed out again.
 
 pub mod batch;
 pub mod config;
@@ -20,6 +22,7 @@ pub mod ops;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+pub mod step;
 pub mod tokenizer;
 pub mod weights;
 

@@ -86,6 +86,8 @@ fn block_accounting_and_scheduling_know_no_tensors() {
         &[
             "src/infer/kv/block_manager",
             "src/infer/kv/block_table",
+            "src/infer/kv/free_list",
+            "src/infer/kv/prefix",
             "src/infer/kv/sizing",
             "src/infer/scheduler",
         ],
