@@ -52,7 +52,7 @@ class Venv:
         return self.folder / "bin" / "python"
 
     def pip(self, *arguments: str, **env: str) -> None:
-        log = self.folder.with_suffix(".log")
+        log = self.folder.parent / f"{self.folder.name}.log"
         if not self.python.exists():
             run([sys.executable, "-m", "venv", str(self.folder)], log)
         run([str(self.python), "-m", "pip", *arguments], log, **env)

@@ -282,7 +282,8 @@ def interrupted(number: int, _frame: object) -> None:
 
 def main() -> int:
     options = arguments()
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
     try:
         if options.render:
             render(options)
