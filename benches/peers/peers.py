@@ -242,6 +242,8 @@ class Bench:
         measure(sample, work, words, env, lambda: server.cpu_seconds if server else 0.0)
         if server:
             server.park()
+        if sample.error:  # It may be published.
+            sample.error = sample.error.replace(f"{self.cache}/", "")
         said = sample.error or ", ".join(f"{k} {table.number(v)}" for k, v in sample.values.items())
         note(f"  {work.id:13} {arm:16} {said}"
              + (f"  (others {sample.others:.2f})" if sample.others > table.NOISE else ""))

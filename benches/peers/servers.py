@@ -22,8 +22,8 @@ from works import LLAMA, OURS, VLLM
 
 PROMPT = "The capital of France is"
 SERVED_NAME = "smollm2"
-# 10 streams of up to 800 tokens each.
-CONTEXT, SLOTS = 8192, 10
+# 10 streams of up to 800 tokens each. vLLM's pool counts in GiB and holds 46,592 tokens.
+CONTEXT, SLOTS, BLOCK = 8192, 10, 16
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Ours:
     def launch(self, precision: str, files: dict[str, pathlib.Path]) -> Launch:
         command = [str(self.binary), "serve", "--model", str(self.model(precision, files)),
                    "--offline", "--dtype", self.dtype(precision), "--served-model-name", SERVED_NAME,
+                   "--block-size", str(BLOCK), "--kv-blocks", str(CONTEXT // BLOCK),
                    "--port", "{port}"]
         if self.takes_threads:
             command += ["--threads", str(self.threads)]
@@ -92,7 +93,8 @@ class Ours:
 
     def in_process(self, precision: str, files: dict[str, pathlib.Path]) -> str:
         """The same as an engine of `yardstick run`, within its process."""
-        spec = f"embedded?model={self.model(precision, files)}&dtype={self.dtype(precision)}"
+        spec = (f"embedded?model={self.model(precision, files)}&dtype={self.dtype(precision)}"
+                f"&block_size={BLOCK}&kv_blocks={CONTEXT // BLOCK}")
         return spec + (f"&threads={self.threads}" if self.takes_threads else "")
 
 

@@ -189,7 +189,7 @@ def markdown(record: dict) -> str:
         "with its files in the page cache.",
         f"Processors used by others before each round: {', '.join(busy)}; one-minute load average "
         f"(earlier rounds are in it): {', '.join(loads)}. The machine was "
-        + ("quiet." if quiet else "**not quiet**: the numbers are lower bounds."),
+        + ("quiet." if quiet else "**not quiet**: neither numbers nor ratios are to be relied on."),
     ]
     if wrong:
         parts.append("\n".join(f"- {text}" for text in wrong))
