@@ -10,11 +10,13 @@ use crate::infer::ModelConfig;
 /// Name of the model that is measured unless another is asked for.
 pub const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
 
-const EMBEDDED: [&str; 4] = [
+const EMBEDDED: [&str; 6] = [
     include_str!("../../models/smollm2-135m-instruct.toml"),
     include_str!("../../models/smollm2-360m-instruct.toml"),
     include_str!("../../models/llama-3.2-1b-instruct.toml"),
     include_str!("../../models/llama-3.2-3b-instruct.toml"),
+    include_str!("../../models/qwen2.5-0.5b-instruct.toml"),
+    include_str!("../../models/tinyllama-1.1b-chat.toml"),
 ];
 
 /// One model card.
@@ -153,6 +155,8 @@ mod tests {
         assert_eq!(bf16("smollm2-135m-instruct"), 23_040);
         assert_eq!(bf16("llama-3.2-1b-instruct"), 32_768);
         assert_eq!(bf16("llama-3.2-3b-instruct"), 114_688);
+        assert_eq!(bf16("qwen2.5-0.5b-instruct"), 12_288);
+        assert_eq!(bf16("tinyllama-1.1b-chat"), 22_528);
     }
 
     #[test]

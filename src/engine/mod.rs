@@ -14,6 +14,7 @@ mod link;
 mod ndjson;
 mod ollama;
 mod openai;
+pub mod replay;
 mod socket;
 pub mod spec;
 mod sse;

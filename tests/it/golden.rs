@@ -1,10 +1,14 @@
 //! The embedded engine against transformers, on the real model: the fixture is
-//! made by tests/fixtures/make_golden.py and says how.
+//! made by tests/fixtures/make_golden.py and says how. `breadth` does the same
+//! for a tiny model of every family.
+
+mod breadth;
+mod noise;
 
 use serde::Deserialize;
 use yardstick::clock::Clock;
 use yardstick::infer::{
-    ChatMessage, ComputeDtype, EngineConfig, EngineHost, GenerationEvent, InferRequest,
+    ChatMessage, ComputeDtype, EngineConfig, EngineHost, Generation, GenerationEvent, InferRequest,
     ModelSource, StopReason, weights,
 };
 
@@ -25,9 +29,17 @@ struct Case {
     name: String,
     messages: Option<Vec<Message>>,
     prompt: String,
+    text: String,
+    #[serde(flatten)]
+    answer: Answer,
+}
+
+/// A prompt, and what transformers made of it.
+#[derive(Deserialize)]
+struct Answer {
     prompt_ids: Vec<u32>,
     tokens: Vec<u32>,
-    text: String,
+    /// Best first, at each position of `tokens`.
     top_logprobs: Vec<Vec<(u32, f32)>>,
 }
 
@@ -52,54 +64,57 @@ fn host(source: &ModelSource) -> EngineHost {
     EngineHost::open(source, config, Clock::real()).unwrap()
 }
 
-fn request(case: &Case) -> InferRequest {
-    InferRequest {
-        ignore_eos: true,
-        logprobs: Some(5),
-        ..InferRequest::new(case.prompt_ids.clone(), case.tokens.len())
+impl Answer {
+    fn request(&self) -> InferRequest {
+        InferRequest {
+            ignore_eos: true,
+            logprobs: Some(self.top_logprobs[0].len()),
+            ..InferRequest::new(self.prompt_ids.clone(), self.tokens.len())
+        }
+    }
+
+    /// Takes all events, holds them against what transformers said, and returns the text.
+    fn check(&self, name: &str, mut generation: Generation, tolerance: f32) -> String {
+        let (mut tokens, mut text) = (Vec::new(), String::new());
+        while let Some(event) = generation.blocking_next() {
+            match event {
+                GenerationEvent::Token { id, text: piece, logprobs, .. } => {
+                    let at = tokens.len();
+                    tokens.push(id);
+                    text.push_str(&piece);
+                    assert_eq!(tokens, self.tokens[..=at], "{name} departs at position {at}");
+                    let ours = logprobs.expect("logprobs were asked for");
+                    let theirs = &self.top_logprobs[at];
+                    assert_eq!(ours.top.len(), theirs.len());
+                    for (rank, ((id, got), (best, expected))) in
+                        ours.top.iter().zip(theirs).enumerate()
+                    {
+                        assert!(
+                            (got - expected).abs() < tolerance,
+                            "{name}, position {at}, rank {rank}: token {id} at {got}, expected \
+                             {best} at {expected}"
+                        );
+                    }
+                    assert!((ours.logprob - theirs[0].1).abs() < tolerance);
+                }
+                GenerationEvent::Done { reason, num_prompt_tokens, num_output_tokens, .. } => {
+                    assert_eq!(reason, StopReason::Length);
+                    assert_eq!(num_prompt_tokens, self.prompt_ids.len());
+                    assert_eq!(num_output_tokens, self.tokens.len());
+                }
+                GenerationEvent::PromptLogprobs { .. } => {
+                    panic!("{name}: no scores were asked for")
+                }
+                GenerationEvent::Failed(error) => panic!("{name}: {error}"),
+            }
+        }
+        assert_eq!(tokens, self.tokens, "{name}");
+        text
     }
 }
 
-/// Takes all events and compares them with what transformers said.
-fn check(case: &Case, mut generation: yardstick::infer::Generation) {
-    let (mut tokens, mut text) = (Vec::new(), String::new());
-    while let Some(event) = generation.blocking_next() {
-        match event {
-            GenerationEvent::Token { id, text: piece, logprobs, .. } => {
-                let position = tokens.len();
-                tokens.push(id);
-                text.push_str(&piece);
-                assert_eq!(
-                    tokens,
-                    case.tokens[..=position],
-                    "{} departs at position {position}",
-                    case.name
-                );
-                let ours = logprobs.expect("logprobs were asked for");
-                let theirs = &case.top_logprobs[position];
-                assert_eq!(ours.top.len(), theirs.len());
-                for ((rank, (id, got)), (expected_id, expected)) in
-                    ours.top.iter().enumerate().zip(theirs)
-                {
-                    assert!(
-                        (got - expected).abs() < TOLERANCE,
-                        "{}, position {position}, rank {rank}: token {id} at {got}, expected \
-                         {expected_id} at {expected}",
-                        case.name
-                    );
-                }
-                assert!((ours.logprob - theirs[0].1).abs() < TOLERANCE);
-            }
-            GenerationEvent::Done { reason, num_prompt_tokens, num_output_tokens, .. } => {
-                assert_eq!(reason, StopReason::Length);
-                assert_eq!(num_prompt_tokens, case.prompt_ids.len());
-                assert_eq!(num_output_tokens, case.tokens.len());
-            }
-            GenerationEvent::PromptLogprobs { .. } => {}
-            GenerationEvent::Failed(error) => panic!("{}: {error}", case.name),
-        }
-    }
-    assert_eq!(tokens, case.tokens, "{}", case.name);
+fn check(case: &Case, generation: Generation) {
+    let text = case.answer.check(&case.name, generation, TOLERANCE);
     assert!(case.text.starts_with(&text), "{}: {text:?}", case.name);
 }
 
@@ -107,7 +122,7 @@ fn check(case: &Case, mut generation: yardstick::infer::Generation) {
 fn gguf_answers_token_for_token_like_transformers() {
     let host = host(&default_gguf());
     for case in fixture().cases {
-        check(&case, host.submit(request(&case)).unwrap());
+        check(&case, host.submit(case.answer.request()).unwrap());
     }
 }
 
@@ -118,7 +133,7 @@ fn a_hugging_face_folder_answers_the_same_with_all_prompts_in_one_batch() {
     let host = host(&ModelSource::Folder(folder.path().to_owned()));
     let cases = fixture().cases;
     let generations: Vec<_> =
-        cases.iter().map(|case| host.submit(request(case)).unwrap()).collect();
+        cases.iter().map(|case| host.submit(case.answer.request()).unwrap()).collect();
     for (case, generation) in cases.iter().zip(generations) {
         check(case, generation);
     }
@@ -138,8 +153,8 @@ fn prompts_are_tokenized_and_templated_as_in_transformers() {
                     .collect();
                 assert_eq!(tokenizer.apply_chat_template(&messages).unwrap(), case.prompt);
             }
-            assert_eq!(tokenizer.encode(&case.prompt, false).unwrap(), case.prompt_ids);
-            assert_eq!(tokenizer.decode(&case.tokens).unwrap(), case.text);
+            assert_eq!(tokenizer.encode(&case.prompt, false).unwrap(), case.answer.prompt_ids);
+            assert_eq!(tokenizer.decode(&case.answer.tokens).unwrap(), case.text);
         }
         for piece in fixture().tokenizer {
             assert_eq!(tokenizer.encode(&piece.text, true).unwrap(), piece.ids, "{}", piece.text);

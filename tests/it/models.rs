@@ -6,4 +6,6 @@ mod forms;
 mod tokenizer;
 mod weights;
 
-pub(crate) use forms::{default_gguf, write_hf_form};
+pub(crate) use forms::{
+    default_gguf, gguf_name, tiny_metadata, write_hf_form, write_safetensors, write_tiny_tokenizer,
+};

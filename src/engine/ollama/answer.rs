@@ -43,7 +43,7 @@ struct Message {
 
 /// Reads documents out of lines.
 #[derive(Debug)]
-pub(super) struct AnswerDialect {
+pub(in crate::engine) struct AnswerDialect {
     decoder: NdjsonDecoder,
     done: bool,
     model: String,
@@ -51,7 +51,7 @@ pub(super) struct AnswerDialect {
 
 impl AnswerDialect {
     /// A dialect at the beginning of an answer by `model`.
-    pub(super) const fn new(model: String) -> Self {
+    pub(in crate::engine) const fn new(model: String) -> Self {
         Self { decoder: NdjsonDecoder::new(), done: false, model }
     }
 }

@@ -18,7 +18,8 @@ use super::{
     Prompt,
 };
 use crate::clock::Clock;
-use answer::AnswerDialect;
+
+pub(super) use answer::AnswerDialect;
 
 /// Longest wait for a model to leave memory.
 const UNLOAD_TIMEOUT: Duration = Duration::from_secs(60);

@@ -58,7 +58,7 @@ struct PromptDetails {
 
 /// Reads chunks out of server-sent events.
 #[derive(Debug)]
-pub(super) struct ChunkDialect {
+pub(in crate::engine) struct ChunkDialect {
     decoder: SseDecoder,
     state: State,
 }
@@ -79,7 +79,7 @@ struct State {
 impl ChunkDialect {
     /// A dialect at the beginning of an answer; `running_usage` if the server
     /// was asked for a running token count on every chunk.
-    pub(super) fn new(running_usage: bool) -> Self {
+    pub(in crate::engine) fn new(running_usage: bool) -> Self {
         let state = State { running_usage, ..State::default() };
         Self { decoder: SseDecoder::new(), state }
     }

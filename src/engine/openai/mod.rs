@@ -17,9 +17,9 @@ use super::{
     ModelHint, Prepared,
 };
 use crate::clock::Clock;
-use chunk::ChunkDialect;
 use identity::{Identity, identify};
 
+pub(super) use chunk::ChunkDialect;
 pub(super) use identity::flavor_of;
 
 /// What a server takes beyond the protocol that all of them share.

@@ -136,6 +136,23 @@ pub fn read_config(source: &ModelSource) -> Result<ModelConfig, InferError> {
     }
 }
 
+/// The shape that the bytes of a GGUF file declare, each of its tensors found
+/// among them. What [`open`] does before it turns to the tokenizer, without a file.
+///
+/// # Errors
+/// A sentence saying what is damaged, missing or not supported.
+pub fn gguf_config(bytes: &[u8]) -> Result<ModelConfig, String> {
+    gguf::config_of(bytes)
+}
+
+/// Whether `bytes` are a safetensors file with every tensor of a model of this shape.
+///
+/// # Errors
+/// A sentence saying what is damaged, missing or not supported.
+pub fn check_safetensors(bytes: &[u8], config: &ModelConfig) -> Result<(), String> {
+    safetensors::check(bytes, config)
+}
+
 fn read_hf_config(folder: &Path) -> Result<ModelConfig, InferError> {
     let path = folder.join("config.json");
     let generation = folder.join("generation_config.json");

@@ -63,19 +63,8 @@ impl SafetensorsFolder {
 
     fn add_file(&mut self, path: &Path) -> Result<(), InferError> {
         let file = MappedFile::open(path)?;
-        let (header, metadata) = SafeTensors::read_metadata(file.bytes()).map_err(|e| {
-            load_error(path, format!("not a whole safetensors file, truncated or damaged: {e}"))
-        })?;
-        // The header's length field comes first; offsets count from the header's end.
-        let data = size_of::<u64>() + header;
-        for (name, info) in metadata.tensors() {
-            let (begin, end) = info.data_offsets;
-            let stored = Stored {
-                file: self.files.len(),
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                range: data + begin..data + end,
-            };
+        let table = read_table(file.bytes(), self.files.len());
+        for (name, stored) in table.map_err(|reason| load_error(path, reason))? {
             if self.tensors.insert(name.clone(), stored).is_some() {
                 return Err(load_error(path, format!("tensor `{name}` is in another shard too")));
             }
@@ -112,19 +101,7 @@ impl SafetensorsFolder {
     }
 
     fn find(&self, name: &str, shape: &[usize]) -> Result<&Stored, String> {
-        let stored = self.tensors.get(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
-        if stored.shape != shape {
-            return Err(format!(
-                "tensor `{name}` has shape {:?}, expected {shape:?}",
-                stored.shape
-            ));
-        }
-        match stored.dtype {
-            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(stored),
-            other => {
-                Err(format!("tensor `{name}` is stored as {other:?}, expected F32, F16 or BF16"))
-            }
-        }
+        find(&self.tensors, name, shape)
     }
 
     /// Tensors of the model, not whatever else the files carry.
@@ -170,6 +147,44 @@ impl WeightSource for SafetensorsFolder {
 
     fn stored_bytes(&self) -> u64 {
         self.stored().map(|stored| stored.range.len() as u64).sum()
+    }
+}
+
+/// See [`super::check_safetensors`].
+pub(super) fn check(bytes: &[u8], config: &ModelConfig) -> Result<(), String> {
+    let tensors = read_table(bytes, 0)?.into_iter().collect();
+    for (name, shape) in config.tensors() {
+        find(&tensors, &name, &shape)?;
+    }
+    Ok(())
+}
+
+/// Name and place of every tensor of a whole file, which is the `file`th.
+fn read_table(bytes: &[u8], file: usize) -> Result<Vec<(String, Stored)>, String> {
+    let (header, metadata) = SafeTensors::read_metadata(bytes)
+        .map_err(|e| format!("not a whole safetensors file, truncated or damaged: {e}"))?;
+    // The header's length field comes first; offsets count from the header's end.
+    let data = size_of::<u64>() + header;
+    let tensors = metadata.tensors().into_iter().map(move |(name, info)| {
+        let (begin, end) = info.data_offsets;
+        let range = data + begin..data + end;
+        (name, Stored { file, dtype: info.dtype, shape: info.shape.clone(), range })
+    });
+    Ok(tensors.collect())
+}
+
+fn find<'a>(
+    tensors: &'a BTreeMap<String, Stored>,
+    name: &str,
+    shape: &[usize],
+) -> Result<&'a Stored, String> {
+    let stored = tensors.get(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
+    if stored.shape != shape {
+        return Err(format!("tensor `{name}` has shape {:?}, expected {shape:?}", stored.shape));
+    }
+    match stored.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(stored),
+        other => Err(format!("tensor `{name}` is stored as {other:?}, expected F32, F16 or BF16")),
     }
 }
 

@@ -255,10 +255,11 @@ fn interleave(values: &[f32], shape: &[usize], head_dim: usize) -> Vec<f32> {
     out
 }
 
-fn gguf_name(name: &str) -> String {
+pub(crate) fn gguf_name(name: &str) -> String {
     match name {
         "model.embed_tokens.weight" => return "token_embd.weight".to_owned(),
         "model.norm.weight" => return "output_norm.weight".to_owned(),
+        "lm_head.weight" => return "output.weight".to_owned(),
         _ => {}
     }
     name.replace("model.layers.", "blk.")

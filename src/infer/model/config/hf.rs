@@ -7,6 +7,8 @@ use super::{ModelConfig, RopeScaling};
 
 /// Rotary base where `config.json` has none, as in transformers.
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
+/// Window where `config.json` does not mention it, as in transformers; `null` is none.
+const DEFAULT_SLIDING_WINDOW: usize = 4096;
 
 #[derive(Deserialize)]
 struct ConfigJson {
@@ -25,6 +27,7 @@ struct ConfigJson {
     rope_scaling: Option<RopeJson>,
     rope_parameters: Option<RopeJson>,
     max_position_embeddings: usize,
+    #[serde(default = "default_sliding_window")]
     sliding_window: Option<usize>,
     use_sliding_window: Option<bool>,
     #[serde(default)]
@@ -45,10 +48,16 @@ struct RopeJson {
     #[serde(rename = "type")]
     legacy_type: Option<String>,
     rope_theta: Option<f64>,
+    partial_rotary_factor: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<usize>,
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "serde wants the field's own type")]
+const fn default_sliding_window() -> Option<usize> {
+    Some(DEFAULT_SLIDING_WINDOW)
 }
 
 #[derive(Deserialize)]
@@ -164,7 +173,9 @@ impl ConfigJson {
         if self.attention_bias && family != Family::Qwen2 {
             return Err("attention_bias is supported for Qwen2 only".to_owned());
         }
-        if let Some(part) = self.partial_rotary_factor.filter(|part| (part - 1.0).abs() > 1e-9) {
+        let nested = self.rope_parameters.as_ref().and_then(|rope| rope.partial_rotary_factor);
+        let parts = [self.partial_rotary_factor, nested];
+        if let Some(part) = parts.into_iter().flatten().find(|part| (part - 1.0).abs() > 1e-9) {
             return Err(format!("partial_rotary_factor {part} is not supported, expected 1"));
         }
         if let Some(quantization) = &self.quantization_config {
@@ -298,12 +309,21 @@ mod tests {
     fn a_sliding_window_bounds_the_length() {
         let mut config = llama_3_2_3b();
         config["architectures"] = json!(["MistralForCausalLM"]);
-        config["sliding_window"] = json!(4096);
+        config["sliding_window"] = json!(2048);
+        assert_eq!(parse(&config).unwrap().max_position_embeddings, 2048);
+        config["sliding_window"] = json!(null);
+        assert_eq!(parse(&config).unwrap().max_position_embeddings, 131_072);
+        config.as_object_mut().unwrap().remove("sliding_window");
         assert_eq!(parse(&config).unwrap().max_position_embeddings, 4096);
+        config["sliding_window"] = json!(0);
+        assert!(parse(&config).unwrap_err().contains("max_position_embeddings is 0"));
         config["architectures"] = json!(["Qwen2ForCausalLM"]);
         let qwen = parse(&config).unwrap();
         assert_eq!(qwen.max_position_embeddings, 131_072);
         assert!(qwen.attention_bias);
+        config["use_sliding_window"] = json!(true);
+        config["sliding_window"] = json!(1024);
+        assert_eq!(parse(&config).unwrap().max_position_embeddings, 1024);
     }
 
     #[test]
@@ -315,12 +335,21 @@ mod tests {
         assert!(refused("attention_bias", json!(true)).contains("attention_bias"));
         assert!(refused("mlp_bias", json!(true)).contains("mlp_bias"));
         assert!(refused("partial_rotary_factor", json!(0.5)).contains("partial_rotary_factor"));
+        let nested = json!({"rope_type": "default", "partial_rotary_factor": 0.25});
+        assert!(refused("rope_parameters", nested).contains("partial_rotary_factor 0.25"));
+        assert!(
+            refused("rope_parameters", json!({"rope_type": "llama3"})).contains("lacks factor")
+        );
     }
 
     #[test]
     fn impossible_numbers_are_refused() {
         assert!(refused("num_key_value_heads", json!(7)).contains("not divisible"));
         assert!(refused("num_key_value_heads", json!(0)).contains("num_key_value_heads is 0"));
+        assert!(refused("num_key_value_heads", json!(48)).contains("24 is not divisible by"));
+        assert!(refused("num_attention_heads", json!(0)).contains("num_attention_heads is 0"));
+        assert!(refused("head_dim", json!(0)).contains("head_dim is 0"));
+        assert!(refused("head_dim", json!(1_u64 << 40)).contains("head_dim is 1099511627776"));
         assert!(refused("num_hidden_layers", json!(0)).contains("num_hidden_layers is 0"));
         assert!(refused("hidden_size", json!(1_u64 << 60)).contains("hidden_size"));
         assert!(refused("vocab_size", json!(-1)).contains("config.json"));

@@ -71,6 +71,9 @@ pub(super) fn model_config(
         (Some(rows), None) => rows,
         (None, None) => return Err("tensor `token_embd.weight` is missing".to_owned()),
     };
+    // Up to the window's width sliding attention is full attention; 0 is none.
+    let window = metadata.int(&key("attention.sliding_window"))?.filter(|width| *width > 0);
+    let window: usize = window.unwrap_or(usize::MAX);
     let theta = metadata.float(&key("rope.freq_base"))?.unwrap_or(DEFAULT_ROPE_BASE);
     let model = ModelConfig {
         vocab_size,
@@ -86,7 +89,7 @@ pub(super) fn model_config(
         )?,
         rope_theta: theta,
         rope_scaling: None,
-        max_position_embeddings: size("context_length")?,
+        max_position_embeddings: size("context_length")?.min(window),
         tie_word_embeddings: !header.tensors.contains_key("output.weight"),
         attention_bias: architecture == Architecture::Qwen2,
         eos_token_ids: end_tokens(&metadata)?,

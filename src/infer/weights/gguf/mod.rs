@@ -40,15 +40,8 @@ impl GgufFile {
     /// model is there in a type that can be read and in the shape it must have.
     pub(super) fn open(path: &Path) -> Result<Self, InferError> {
         let file = MappedFile::open(path)?;
-        let damaged = |reason: String| load_error(path, reason);
-        let header = Header::parse(file.bytes()).map_err(damaged)?;
-        let architecture = Architecture::of(&Metadata(&header.metadata)).map_err(damaged)?;
-        let factors = architecture::rope_factors(&header)
-            .map(|info| widen(&file, info, RowOrder::Stored))
-            .transpose()
-            .map_err(|e| damaged(format!("tensor `rope_freqs.weight`: {e}")))?;
-        let config = architecture::model_config(&header, architecture, factors.as_deref())
-            .map_err(damaged)?;
+        let (header, architecture, config) =
+            read_header(file.bytes()).map_err(|reason| load_error(path, reason))?;
         let gguf = Self { file, header, architecture, config };
         for (name, shape) in gguf.config.tensors() {
             gguf.find(&name, &shape)?;
@@ -68,33 +61,13 @@ impl GgufFile {
     }
 
     fn find(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, InferError> {
-        let failed = |reason| load_error(self.file.path(), reason);
-        let Some(stored) = names::gguf_name(name) else {
-            return Err(failed(format!("no GGUF has a tensor for `{name}`")));
-        };
-        let Some(info) = self.header.tensors.get(&stored) else {
-            return Err(failed(format!("tensor `{stored}` (`{name}`) is missing")));
-        };
-        if info.shape != shape {
-            return Err(failed(format!(
-                "tensor `{stored}` has shape {:?}, expected {shape:?}",
-                info.shape
-            )));
-        }
-        if let TensorType::Other(_) = info.dtype {
-            return Err(InferError::Load {
-                path: self.file.path().to_owned(),
-                reason: format!(
-                    "tensor `{stored}` is stored as {}, which is not supported",
-                    info.dtype
-                ),
-                hint: Some(
-                    "use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or a K-quant"
-                        .to_owned(),
-                ),
-            });
-        }
-        Ok(info)
+        find(&self.header, name, shape).map_err(|reason| InferError::Load {
+            path: self.file.path().to_owned(),
+            hint: reason.ends_with(NOT_SUPPORTED).then(|| {
+                "use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or a K-quant".to_owned()
+            }),
+            reason,
+        })
     }
 
     fn row_order(&self, name: &str) -> RowOrder {
@@ -131,7 +104,7 @@ impl WeightSource for GgufFile {
         let order = self.row_order(name);
         let failed = |reason| load_error(self.file.path(), format!("tensor `{name}`: {reason}"));
         if let [rows, columns] = *shape {
-            let bytes = || rows::in_order(raw(&self.file, info), rows, order);
+            let bytes = || rows::in_order(raw(self.file.bytes(), info), rows, order);
             let shape = [rows, columns];
             if info.dtype == TensorType::Bf16 && form != WeightForm::F32 {
                 let rows = Bf16Rows::new(bytes(), shape).map_err(|e| failed(e.to_string()))?;
@@ -143,7 +116,7 @@ impl WeightSource for GgufFile {
                 return Ok(Weight::Quantized(rows));
             }
         }
-        let values = widen(&self.file, info, order).map_err(failed)?;
+        let values = widen(self.file.bytes(), info, order).map_err(failed)?;
         Ok(Weight::Dense(Tensor::from_vec(values, shape, &Device::Cpu)?))
     }
 
@@ -160,16 +133,57 @@ impl WeightSource for GgufFile {
     }
 }
 
-/// In bounds: the header's parser checked it against the file's length.
-fn raw<'a>(file: &'a MappedFile, info: &TensorInfo) -> &'a [u8] {
-    &file.bytes()[info.start..info.start + info.num_bytes]
+/// How a refusal of a tensor's type ends.
+const NOT_SUPPORTED: &str = "which is not supported";
+
+/// What the bytes of a whole file say about the model in it, and where its tensors are.
+fn read_header(bytes: &[u8]) -> Result<(Header, Architecture, ModelConfig), String> {
+    let header = Header::parse(bytes)?;
+    let architecture = Architecture::of(&Metadata(&header.metadata))?;
+    let factors = architecture::rope_factors(&header)
+        .map(|info| widen(bytes, info, RowOrder::Stored))
+        .transpose()
+        .map_err(|e| format!("tensor `rope_freqs.weight`: {e}"))?;
+    let config = architecture::model_config(&header, architecture, factors.as_deref())?;
+    Ok((header, architecture, config))
 }
 
-fn widen(file: &MappedFile, info: &TensorInfo, order: RowOrder) -> Result<Vec<f32>, String> {
+/// See [`super::gguf_config`].
+pub(super) fn config_of(bytes: &[u8]) -> Result<ModelConfig, String> {
+    let (header, _, config) = read_header(bytes)?;
+    for (name, shape) in config.tensors() {
+        find(&header, &name, &shape)?;
+    }
+    Ok(config)
+}
+
+fn find<'a>(header: &'a Header, name: &str, shape: &[usize]) -> Result<&'a TensorInfo, String> {
+    let stored =
+        names::gguf_name(name).ok_or_else(|| format!("no GGUF has a tensor for `{name}`"))?;
+    let Some(info) = header.tensors.get(&stored) else {
+        return Err(format!("tensor `{stored}` (`{name}`) is missing"));
+    };
+    if info.shape != shape {
+        return Err(format!("tensor `{stored}` has shape {:?}, expected {shape:?}", info.shape));
+    }
+    match info.dtype {
+        TensorType::Other(_) => {
+            Err(format!("tensor `{stored}` is stored as {}, {NOT_SUPPORTED}", info.dtype))
+        }
+        _ => Ok(info),
+    }
+}
+
+/// In bounds: the header's parser checked it against the file's length.
+fn raw<'a>(bytes: &'a [u8], info: &TensorInfo) -> &'a [u8] {
+    &bytes[info.start..info.start + info.num_bytes]
+}
+
+fn widen(bytes: &[u8], info: &TensorInfo, order: RowOrder) -> Result<Vec<f32>, String> {
     let cols = info.shape.last().copied().unwrap_or(1);
     // A vector is one row, unless its elements are rows' biases.
     let cols = if info.shape.len() == 1 && order != RowOrder::Stored { 1 } else { cols };
-    rows::widen(raw(file, info), info.dtype, cols, order)
+    rows::widen(raw(bytes, info), info.dtype, cols, order)
 }
 
 fn read_vocabulary(metadata: &Metadata<'_>) -> Result<GgufVocabulary, String> {
