@@ -184,15 +184,17 @@ fn paged_attention_equals_dense_attention() {
     const HEADS: (usize, usize) = (6, 2);
     // (tokens in this step, tokens in all): a whole prompt, decodes, a late chunk.
     const SEQUENCES: [(usize, usize); 5] = [(20, 20), (1, 1), (1, 75), (33, 100), (1, 32)];
-    for dim in [8, 20, 64] {
-        let mut outputs = Vec::new();
-        for block_size in [1, 16, 48] {
-            let (layout, out) = attend(&SEQUENCES, HEADS, dim, block_size);
+    for (dim, dtype) in [8, 20, 64].into_iter().flat_map(|dim| {
+        [(dim, DType::F32), (dim, DType::BF16)]
+    }) {
+        let outputs = [1, 5, 16, 32, 48].map(|block_size| {
+            let (layout, out) = attend(&SEQUENCES, HEADS, dim, block_size, dtype);
             assert_eq!(layout.seq_lens.len(), SEQUENCES.len());
-            outputs.push(out);
+            out
+        });
+        for other in &outputs[1..] {
+            assert!(outputs[0] == *other, "head_dim {dim}, {dtype:?}: a block size matters");
         }
-        assert_eq!(outputs[0], outputs[1], "head_dim {dim}: block size 1 against 16");
-        assert_eq!(outputs[0], outputs[2], "head_dim {dim}: block size 1 against 48");
     }
 }
 
@@ -203,11 +205,17 @@ fn attend(
     (heads, kv_heads): (usize, usize),
     dim: usize,
     block_size: usize,
+    dtype: DType,
 ) -> (Arc<BatchLayout>, Vec<u32>) {
     let width = kv_heads * dim;
     let noise = |salt: usize, i: usize| ((i * 31 + salt * 17) as f32 * 0.37).sin() * 2.0;
+    // K and V as the cache holds them: what is rounded is rounded on both sides.
+    let round = |salt: usize, x: f32| match dtype {
+        DType::BF16 if salt < 2 => half::bf16::from_f32(x).to_f32(),
+        _ => x,
+    };
     let row = |salt: usize, seq: usize, at: usize, width: usize| -> Vec<f32> {
-        (0..width).map(|i| noise(salt, (seq * 1000 + at) * 100 + i)).collect()
+        (0..width).map(|i| round(salt, noise(salt, (seq * 1000 + at) * 100 + i))).collect()
     };
     let num_blocks: usize = sequences.iter().map(|(_, len)| len.div_ceil(block_size)).sum();
     let mut caches = [0.0, 0.0].map(|fill| vec![fill; num_blocks * block_size * width]);
@@ -236,7 +244,9 @@ fn attend(
     let tensor =
         |values: &[f32], shape: &[usize]| Tensor::from_slice(values, shape, &Device::Cpu).unwrap();
     let shape = [num_blocks, block_size, kv_heads, dim];
-    let [k, v] = caches.map(|cache| tensor(&cache, &shape));
+    let [k, v] = caches.map(|cache| tensor(&cache, &shape).to_dtype(dtype).unwrap());
+    let (k, v) = (k.permute((0, 2, 3, 1)), v.permute((0, 2, 1, 3)));
+    let (k, v) = (k.unwrap().contiguous().unwrap(), v.unwrap().contiguous().unwrap());
     let q_tensor = tensor(&q, &[q.len() / (heads * dim), heads, dim]);
     let out = paged_attention(&q_tensor, &k, &v, &layout).unwrap();
     let out = out.to_vec2::<f32>().unwrap();

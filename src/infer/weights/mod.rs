@@ -3,6 +3,7 @@
 
 mod dense;
 mod dummy;
+mod finite;
 mod gguf;
 mod mapping;
 mod safetensors;

@@ -9,6 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use super::dense::{widen_bf16, widen_f16, widen_f32, widen_parallel};
+use super::finite::{Exponent, first_not_finite};
 use super::mapping::MappedFile;
 use super::{
     Bf16Rows, InferError, Weight, WeightForm, WeightSource, load_error, majority, read_text,
@@ -123,7 +124,17 @@ impl WeightSource for SafetensorsFolder {
         let stored = self
             .find(name, shape)
             .map_err(|reason| load_error(folder.unwrap_or_else(|| Path::new("")), reason))?;
-        let raw = &self.files[stored.file].bytes()[stored.range.clone()];
+        let file = &self.files[stored.file];
+        let raw = &file.bytes()[stored.range.clone()];
+        let exponent = match stored.dtype {
+            Dtype::F16 => Exponent::F16,
+            Dtype::BF16 => Exponent::Bf16,
+            _ => Exponent::F32,
+        };
+        if let Some(at) = first_not_finite(raw, exponent) {
+            let reason = format!("tensor `{name}` is damaged: element {at} is no finite number");
+            return Err(load_error(file.path(), reason));
+        }
         if let (Dtype::BF16, WeightForm::Bf16 | WeightForm::Stored, [rows, columns]) =
             (stored.dtype, form, shape)
         {

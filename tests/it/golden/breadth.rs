@@ -193,6 +193,7 @@ fn a_sequence_ends_where_the_sliding_window_would_begin_to_slide() {
         match event {
             GenerationEvent::Token { id, .. } => tokens.push(id),
             GenerationEvent::Done { reason, .. } => assert_eq!(reason, StopReason::Length),
+            GenerationEvent::PromptLogprobs { .. } => panic!("no scores were asked for"),
             GenerationEvent::Failed(error) => panic!("{error}"),
         }
     }

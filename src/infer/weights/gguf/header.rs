@@ -97,8 +97,20 @@ impl Header {
                 return Err(format!("tensor `{name}` occurs twice"));
             }
         }
+        refuse_overlap(&table)?;
         Ok(Self { metadata, tensors: table })
     }
+}
+
+/// Two tensors never share bytes: where they do, an offset is damaged.
+fn refuse_overlap(tensors: &BTreeMap<String, TensorInfo>) -> Result<(), String> {
+    let mut placed: Vec<_> = tensors.iter().filter(|(_, info)| info.num_bytes > 0).collect();
+    placed.sort_by_key(|(_, info)| info.start);
+    let overlap =
+        placed.windows(2).find(|two| two[0].1.start + two[0].1.num_bytes > two[1].1.start);
+    overlap.map_or(Ok(()), |two| {
+        Err(format!("tensors `{}` and `{}` lie over each other, it is damaged", two[0].0, two[1].0))
+    })
 }
 
 struct RawTensor {

@@ -19,6 +19,7 @@ use self::header::{Header, TensorInfo};
 use self::metadata::{Metadata, required};
 use self::rows::RowOrder;
 use self::tensor_type::TensorType;
+use super::finite::{Exponent, first_block_not_finite, first_not_finite};
 use super::mapping::MappedFile;
 use super::{
     Bf16Rows, InferError, QuantizedRows, Weight, WeightForm, WeightSource, load_error, majority,
@@ -103,6 +104,7 @@ impl WeightSource for GgufFile {
         let info = self.find(name, shape)?;
         let order = self.row_order(name);
         let failed = |reason| load_error(self.file.path(), format!("tensor `{name}`: {reason}"));
+        check_finite(raw(self.file.bytes(), info), info.dtype).map_err(failed)?;
         if let [rows, columns] = *shape {
             let bytes = || rows::in_order(raw(self.file.bytes(), info), rows, order);
             let shape = [rows, columns];
@@ -177,6 +179,20 @@ fn find<'a>(header: &'a Header, name: &str, shape: &[usize]) -> Result<&'a Tenso
 /// In bounds: the header's parser checked it against the file's length.
 fn raw<'a>(bytes: &'a [u8], info: &TensorInfo) -> &'a [u8] {
     &bytes[info.start..info.start + info.num_bytes]
+}
+
+/// Refuses floats and scales that are no numbers.
+fn check_finite(raw: &[u8], dtype: TensorType) -> Result<(), String> {
+    let (what, at) = match dtype {
+        TensorType::F32 => ("element", first_not_finite(raw, Exponent::F32)),
+        TensorType::F16 => ("element", first_not_finite(raw, Exponent::F16)),
+        TensorType::Bf16 => ("element", first_not_finite(raw, Exponent::Bf16)),
+        blocks => {
+            let stride = blocks.block().map_or(1, |(_, bytes)| bytes);
+            ("the scale of block", first_block_not_finite(raw, stride, blocks.scale_offsets()))
+        }
+    };
+    at.map_or(Ok(()), |at| Err(format!("it is damaged: {what} {at} is no finite number")))
 }
 
 fn widen(bytes: &[u8], info: &TensorInfo, order: RowOrder) -> Result<Vec<f32>, String> {

@@ -54,6 +54,18 @@ impl TensorType {
         }
     }
 
+    /// Where a block has its scales in half precision; nothing for types without blocks.
+    pub(super) const fn scale_offsets(self) -> &'static [usize] {
+        match self {
+            Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => &[0],
+            Self::Q4_1 | Self::Q5_1 | Self::Q4K | Self::Q5K => &[0, 2],
+            Self::Q2K => &[80, 82],
+            Self::Q3K => &[108],
+            Self::Q6K => &[208],
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Other(_) => &[],
+        }
+    }
+
     /// The block-quantized types as candle knows them.
     pub(super) const fn ggml(self) -> Option<GgmlDType> {
         match self {
