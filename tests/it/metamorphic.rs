@@ -184,9 +184,9 @@ fn paged_attention_equals_dense_attention() {
     const HEADS: (usize, usize) = (6, 2);
     // (tokens in this step, tokens in all): a whole prompt, decodes, a late chunk.
     const SEQUENCES: [(usize, usize); 5] = [(20, 20), (1, 1), (1, 75), (33, 100), (1, 32)];
-    for (dim, dtype) in [8, 20, 64].into_iter().flat_map(|dim| {
-        [(dim, DType::F32), (dim, DType::BF16)]
-    }) {
+    for (dim, dtype) in
+        [8, 20, 64].into_iter().flat_map(|dim| [(dim, DType::F32), (dim, DType::BF16)])
+    {
         let outputs = [1, 5, 16, 32, 48].map(|block_size| {
             let (layout, out) = attend(&SEQUENCES, HEADS, dim, block_size, dtype);
             assert_eq!(layout.seq_lens.len(), SEQUENCES.len());
@@ -274,14 +274,15 @@ fn attend(
 #[test]
 fn attention_refuses_a_layout_that_does_not_fit() {
     let q = Tensor::zeros((2, 4, 8), DType::F32, &Device::Cpu).unwrap();
-    let kv = Tensor::zeros((3, 4, 2, 8), DType::F32, &Device::Cpu).unwrap();
+    let zeros = |shape| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    let (k, v) = (zeros((3, 2, 8, 4)), zeros((3, 2, 4, 8)));
     let attend = |query_start_loc: &[usize], seq_len: usize, blocks: &[u32]| {
         let layout = BatchLayout {
             query_start_loc: query_start_loc.to_vec(),
             seq_lens: vec![seq_len],
             block_tables: vec![blocks.to_vec()],
         };
-        paged_attention(&q, &kv, &kv, &Arc::new(layout))
+        paged_attention(&q, &k, &v, &Arc::new(layout))
     };
     assert!(attend(&[0, 2], 8, &[0, 2]).is_ok());
     assert!(attend(&[0, 3], 8, &[0, 2]).is_err(), "more rows than q has");
@@ -291,11 +292,18 @@ fn attention_refuses_a_layout_that_does_not_fit() {
 }
 
 /// Three prompts through the real model, together, in chunks of 10 tokens and
-/// odd blocks; then each alone and whole.
+/// odd blocks, by two threads; then each alone and whole, by one.
 fn real_model_agrees_with_itself(dtype: ComputeDtype) {
     let model = weights::open(&default_gguf()).unwrap();
-    let base = EngineConfig { max_model_len: Some(64), dtype, ..EngineConfig::default() };
-    let cut = EngineConfig { block_size: 7, max_num_batched_tokens: 10, ..base.clone() };
+    let one = Some(1);
+    let base =
+        EngineConfig { max_model_len: Some(64), dtype, threads: one, ..EngineConfig::default() };
+    let cut = EngineConfig {
+        block_size: 7,
+        max_num_batched_tokens: 10,
+        threads: Some(2),
+        ..base.clone()
+    };
     let core =
         |config| EngineCore::new(&model.config, &*model.weights, config, Clock::manual()).unwrap();
     let requests: Vec<_> = [5, 23, 14]
@@ -310,6 +318,11 @@ fn real_model_agrees_with_itself(dtype: ComputeDtype) {
     for (request, expected) in requests.iter().zip(together) {
         assert_eq!(run(&mut whole, std::slice::from_ref(request)), [expected]);
     }
+}
+
+#[test]
+fn the_real_model_in_bf16_computes_the_same_bits_batched_and_alone() {
+    real_model_agrees_with_itself(ComputeDtype::Bf16);
 }
 
 #[test]

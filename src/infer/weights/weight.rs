@@ -7,7 +7,7 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Result, Tensor, bail};
 use half::{bf16, f16};
 
-use crate::infer::ComputeDtype;
+use crate::infer::ops::linear::BlockFormat;
 
 /// What the fields of the widest block need.
 const BLOCK_ALIGN: usize = align_of::<f16>();
@@ -54,10 +54,12 @@ impl Weight<'_> {
 
     /// Whether both can be rows of one packed matrix.
     #[must_use]
-    pub fn packs_with(&self, other: &Self, _dtype: ComputeDtype) -> bool {
+    pub fn packs_with(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Dense(_), Self::Dense(_)) | (Self::Bf16(_), Self::Bf16(_)) => true,
-            (Self::Quantized(_), Self::Quantized(_)) => false,
+            (Self::Quantized(a), Self::Quantized(b)) => {
+                a.dtype == b.dtype && BlockFormat::of(a.dtype).is_some()
+            }
             _ => false,
         }
     }
@@ -127,6 +129,12 @@ impl<'a> QuantizedRows<'a> {
             bail!("{} bytes are no {dtype:?} of {shape:?}", bytes.len());
         }
         Ok(Self { dtype, bytes, shape })
+    }
+
+    /// Rows and columns.
+    #[must_use]
+    pub const fn shape(&self) -> [usize; 2] {
+        self.shape
     }
 
     /// The block type.

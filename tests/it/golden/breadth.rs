@@ -143,7 +143,7 @@ fn every_type_of_block_is_widened_to_what_the_reference_computes_with() {
 
 /// Activations rounded to 8 bits move a log-probability of these models, whose
 /// logits spread over several units, by no more than this.
-const ROUNDED: f32 = 0.25;
+const ROUNDED: f32 = 0.35;
 
 #[test]
 fn blocks_multiplied_as_they_are_stay_close_to_the_reference() {

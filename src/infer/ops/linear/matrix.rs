@@ -6,16 +6,14 @@ use std::sync::Arc;
 use candle_core::quantized::{QMatMul, QTensor};
 use candle_core::{Device, Module, Result, Storage, Tensor, bail};
 
+use super::blocks::{BlockFormat, BlockPanels};
 use super::panels::{Panels, gather};
+use super::rounded::{ByteRows, pairs_of_row, to_pairs};
 use crate::infer::ComputeDtype;
 use crate::infer::ops::columns::Columns;
 use crate::infer::ops::f32_slice;
-use crate::infer::ops::pool;
-use crate::infer::ops::simd::{Isa, pair_of};
+use crate::infer::ops::simd::Isa;
 use crate::infer::weights::{QuantizedRows, Weight};
-
-/// Elements of activations that one task converts.
-const TASK_ELEMENTS: usize = 1 << 14;
 
 /// `[out, in]`, packed.
 #[derive(Debug)]
@@ -30,6 +28,8 @@ enum Form {
     F32(Panels<f32>),
     /// Pairs of neighbouring inputs; activations are rounded to bf16 too.
     Bf16(Panels<u32>),
+    /// Blocks of a format that has a kernel; activations are rounded to bytes.
+    Blocks(BlockPanels),
     /// A block type that has no kernel of our own.
     Candle {
         matmul: QMatMul,
@@ -41,6 +41,7 @@ thread_local! {
     /// Activations in the form that a matrix takes; kept, so that a step
     /// allocates nothing for them.
     static PAIRS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static BYTES: RefCell<ByteRows> = RefCell::default();
 }
 
 impl Matrix {
@@ -68,12 +69,25 @@ impl Matrix {
             (part, row - starts[part])
         };
         let form = match first {
-            Weight::Quantized(_) => {
-                let [Weight::Quantized(rows)] = parts else {
-                    bail!("quantized matrices do not stack");
-                };
-                let tensor = Arc::new(rows.to_qtensor()?);
-                Form::Candle { matmul: QMatMul::from_arc(Arc::clone(&tensor))?, tensor }
+            Weight::Quantized(first) => {
+                let rows: Vec<_> = parts
+                    .iter()
+                    .filter_map(|part| match part {
+                        Weight::Quantized(rows) => Some(rows),
+                        Weight::Dense(_) | Weight::Bf16(_) => None,
+                    })
+                    .collect();
+                if rows.len() != parts.len() {
+                    bail!("weights of different kinds do not stack");
+                }
+                if BlockFormat::of(first.dtype()).is_some() {
+                    Form::Blocks(BlockPanels::pack(&rows)?)
+                } else if let [rows] = *rows {
+                    let tensor = Arc::new(rows.to_qtensor()?);
+                    Form::Candle { matmul: QMatMul::from_arc(Arc::clone(&tensor))?, tensor }
+                } else {
+                    bail!("matrices of {:?} do not stack", first.dtype());
+                }
             }
             Weight::Bf16(_) => {
                 let width = in_features.div_ceil(2);
@@ -109,7 +123,7 @@ impl Matrix {
                 if dtype == ComputeDtype::Bf16 {
                     let width = in_features.div_ceil(2);
                     Form::Bf16(Panels::pack(out_features, width, |row, words| {
-                        to_pairs(row_of(row), words);
+                        pairs_of_row::<false>(row_of(row), words);
                     }))
                 } else {
                     Form::F32(Panels::pack(out_features, in_features, |row, words| {
@@ -127,16 +141,12 @@ impl Matrix {
         match &self.form {
             Form::F32(panels) => panels.matmul(isa, x, y),
             Form::Bf16(panels) => PAIRS.with_borrow_mut(|pairs| {
-                pairs.resize(y.rows() * panels.width(), 0);
-                let rows_per_task = (TASK_ELEMENTS / self.in_features).max(1);
-                pool::for_each_chunk(pairs, rows_per_task * panels.width(), |task, words| {
-                    let x = &x[task * rows_per_task * self.in_features..];
-                    let rows = x.chunks_exact(self.in_features);
-                    for (words, x) in words.chunks_exact_mut(panels.width()).zip(rows) {
-                        round_row(isa, x, words);
-                    }
-                });
+                to_pairs(isa, x, self.in_features, pairs);
                 panels.matmul(isa, pairs, y);
+            }),
+            Form::Blocks(panels) => BYTES.with_borrow_mut(|bytes| {
+                bytes.round(isa, x, self.in_features);
+                panels.matmul(isa, bytes, y);
             }),
             Form::Candle { matmul, .. } => {
                 let x = Tensor::from_slice(x, (y.rows(), self.in_features), &Device::Cpu)?;
@@ -163,6 +173,7 @@ impl Matrix {
                     |pair: u32| [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)];
                 gather(panels, ids, halves)?.narrow(1, 0, self.in_features)?.contiguous()
             }
+            Form::Blocks(panels) => panels.rows(ids),
             Form::Candle { tensor, .. } => {
                 let bytes = tensor.data()?;
                 let row_bytes = bytes.len() / self.out_features;
@@ -199,45 +210,8 @@ impl Matrix {
         match &self.form {
             Form::F32(panels) => panels.num_bytes(),
             Form::Bf16(panels) => panels.num_bytes(),
+            Form::Blocks(panels) => panels.num_bytes(),
             Form::Candle { tensor, .. } => tensor.storage_size_in_bytes(),
         }
     }
-}
-
-/// Rounds a row to bf16, two to a word; the last word of an odd row is half zero.
-#[inline(always)]
-fn to_pairs(values: &[f32], words: &mut [u32]) {
-    let (pairs, rest) = values.as_chunks::<2>();
-    for (word, [low, high]) in words.iter_mut().zip(pairs) {
-        *word = pair_of(*low, *high);
-    }
-    if let ([last], Some(word)) = (rest, words.last_mut()) {
-        *word = pair_of(*last, 0.0);
-    }
-}
-
-fn round_row(isa: Isa, values: &[f32], words: &mut [u32]) {
-    match isa {
-        // SAFETY: `Isa::detect` names only what the processor has.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 | Isa::Avx512Vnni | Isa::Avx512 => unsafe {
-            to_pairs_avx512(values, words);
-        },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { to_pairs_avx2(values, words) },
-        Isa::Portable => to_pairs(values, words),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn to_pairs_avx512(values: &[f32], words: &mut [u32]) {
-    to_pairs(values, words);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn to_pairs_avx2(values: &[f32], words: &mut [u32]) {
-    to_pairs(values, words);
 }

@@ -1,10 +1,14 @@
 //! Linear layers: dense matrices in panels of f32 or bf16, or GGUF blocks
 //! multiplied as they are.
 
+mod block_tile;
+mod blocks;
 mod matrix;
 mod panels;
+mod rounded;
 mod tile;
 
+pub use blocks::BlockFormat;
 pub use matrix::Matrix;
 
 use std::sync::Arc;
@@ -39,9 +43,8 @@ impl Linear {
         bias: Option<Vec<f32>>,
         dtype: ComputeDtype,
     ) -> Result<Self> {
-        let alike = |a: &Weight<'_>, b: &Weight<'_>| a.packs_with(b, dtype);
         let matrices = weights
-            .chunk_by(alike)
+            .chunk_by(Weight::packs_with)
             .map(|group| Matrix::pack(group, dtype).map(Arc::new))
             .collect::<Result<Vec<_>>>()?;
         Self::of(matrices, bias)

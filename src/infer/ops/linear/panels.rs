@@ -46,11 +46,6 @@ impl<W: Word + Default> Panels<W> {
         Self { lines, out, width }
     }
 
-    /// Words in a column.
-    pub const fn width(&self) -> usize {
-        self.width
-    }
-
     /// Bytes it takes.
     pub const fn num_bytes(&self) -> usize {
         size_of_val(self.lines.as_slice())
