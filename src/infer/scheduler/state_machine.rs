@@ -165,8 +165,8 @@ impl Machine {
     }
 
     fn end(&mut self, id: SequenceId, sample: usize) {
-        let running = self.scheduler.running().iter();
-        let sequence = running.filter(|s| (s.id, s.sample) == (id, sample)).next_back().unwrap();
+        let mut running = self.scheduler.running().iter();
+        let sequence = running.find(|s| (s.id, s.sample) == (id, sample)).unwrap();
         let expected = self.live.remove(&(id, sample)).unwrap();
         assert_eq!(sequence.token_ids, expected.tokens(expected.max_len));
         if let Some(scored) = expected.scored {
