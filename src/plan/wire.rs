@@ -45,12 +45,13 @@ struct WireEngine {
     settings: BTreeMap<String, WireSetting>,
 }
 
-/// Numbers may be written as numbers; a setting is text inside.
+/// Numbers and switches may be written as such; a setting is text inside.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(untagged)]
 enum WireSetting {
     Text(String),
     Whole(i64),
+    Switch(bool),
 }
 
 pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
@@ -125,6 +126,7 @@ fn engine(wire: WireEngine) -> Result<EngineSpec, PlanError> {
         .map(|(key, value)| match value {
             WireSetting::Text(text) => (key, text),
             WireSetting::Whole(number) => (key, number.to_string()),
+            WireSetting::Switch(on) => (key, on.to_string()),
         })
         .collect();
     Ok(EngineSpec::new(wire.name.as_deref(), wire.kind, wire.url.as_deref(), settings)?)
@@ -165,10 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn settings_may_be_numbers() {
+    fn settings_may_be_numbers_and_switches() {
         let text = "[[engine]]\nkind = 'ollama'\nsettings = { num_ctx = 4096 }\n";
         let plan = Plan::from_toml(text).unwrap();
         assert_eq!(plan.engines[0].number("num_ctx"), Some(4096));
+        let text = "[[engine]]\nkind = 'embedded'\nsettings = { enable_prefix_caching = false }\n";
+        let plan = Plan::from_toml(text).unwrap();
+        assert_eq!(plan.engines[0].setting("enable_prefix_caching"), Some("false"));
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Ask {
             Some(0) if echo => 0,
             _ => fields.count("max_tokens")?.unwrap_or(DEFAULT_COMPLETION_TOKENS),
         };
-        let logprobs = fields.whole("logprobs")?.map(bounded_logprobs).transpose()?;
+        let logprobs = fields.logprobs("logprobs")?;
         Ok(Ask { echo, ..fields.ask(input, Some(max_tokens), logprobs)? })
     }
 
@@ -118,7 +118,7 @@ impl Ask {
         };
         let top = fields.whole("top_logprobs")?;
         let logprobs = match (fields.boolean("logprobs")?, top) {
-            (true, top) => Some(bounded_logprobs(top.unwrap_or(0))?),
+            (true, top) => Some(bounded_logprobs("top_logprobs", top.unwrap_or(0))?),
             (false, None | Some(0)) => None,
             (false, Some(_)) => {
                 return Err(ApiError::bad_request("top_logprobs needs logprobs to be true"));
@@ -128,9 +128,9 @@ impl Ask {
     }
 }
 
-fn bounded_logprobs(count: u64) -> Result<usize, ApiError> {
+fn bounded_logprobs(name: &str, count: u64) -> Result<usize, ApiError> {
     if count > MAX_LOGPROBS {
-        let message = format!("{count} logprobs were asked for, at most {MAX_LOGPROBS} are given");
+        let message = format!("{name} is {count}, at most {MAX_LOGPROBS} are given");
         return Err(ApiError::bad_request(message));
     }
     Ok(usize::try_from(count).unwrap_or(0))
@@ -238,7 +238,7 @@ impl Fields {
             Some(value) if value.as_i64() == Some(-1) => {
                 return Err(ApiError::bad_request("prompt_logprobs is -1, at most 20 are given"));
             }
-            _ => self.whole("prompt_logprobs")?.map(bounded_logprobs).transpose()?,
+            _ => self.logprobs("prompt_logprobs")?,
         };
         if stream && prompt_logprobs.is_some() {
             let message = "prompt_logprobs is supported without stream only";
@@ -356,6 +356,10 @@ impl Fields {
             value.as_u64().ok_or_else(|| wrong(name, "a whole number from 0", value))
         };
         self.get(name).map(whole).transpose()
+    }
+
+    fn logprobs(&self, name: &str) -> Result<Option<usize>, ApiError> {
+        self.whole(name)?.map(|count| bounded_logprobs(name, count)).transpose()
     }
 
     fn count(&self, name: &str) -> Result<Option<usize>, ApiError> {
