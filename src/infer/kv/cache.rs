@@ -3,6 +3,9 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use half::bf16;
+use half::vec::HalfBitsVecExt;
+
 use super::KvSizing;
 use super::sizing::KvElement;
 use crate::infer::{InferError, ModelConfig};
@@ -31,11 +34,14 @@ impl KvCache {
         let (blocks, heads) = (sizing.num_blocks, model.num_key_value_heads);
         let k_shape = (blocks, heads, model.head_dim, sizing.block_size);
         let v_shape = (blocks, heads, sizing.block_size, model.head_dim);
-        let dtype = match sizing.element {
-            KvElement::F32 => DType::F32,
-            KvElement::Bf16 => DType::BF16,
+        let zeros = |shape: (usize, usize, usize, usize)| match sizing.element {
+            KvElement::F32 => Tensor::zeros(shape, DType::F32, device),
+            // Zeroed integers come from the system untouched; candle would write every bf16.
+            KvElement::Bf16 => {
+                let bits = vec![0_u16; shape.0 * shape.1 * shape.2 * shape.3];
+                Tensor::from_vec(bits.reinterpret_into::<bf16>(), shape, device)
+            }
         };
-        let zeros = |shape| Tensor::zeros(shape, dtype, device);
         let layers = (0..model.num_hidden_layers)
             .map(|_| Ok((zeros(k_shape)?, zeros(v_shape)?)))
             .collect::<Result<_, candle_core::Error>>()?;
