@@ -26,7 +26,7 @@ impl Columns {
     }
 
     /// The same rows from `column` on.
-    pub const fn from_column(self, column: usize) -> Self {
+    pub const fn starting_at(self, column: usize) -> Self {
         Self { first: self.first + column, ..self }
     }
 

@@ -266,7 +266,7 @@ impl Shared {
 
 fn pause(rounds: &mut u32) {
     *rounds += 1;
-    if *rounds % POLITE == 0 {
+    if rounds.is_multiple_of(POLITE) {
         std::thread::yield_now();
     } else {
         std::hint::spin_loop();

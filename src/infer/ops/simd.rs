@@ -81,15 +81,19 @@ macro_rules! dispatch {
             $f::<true>($($arg),*);
         }
         match $isa {
-            // SAFETY: `Isa::detect` and `Isa::available` name only what the
-            // processor has.
             #[cfg(target_arch = "x86_64")]
             $crate::infer::ops::simd::Isa::Avx512Bf16
             | $crate::infer::ops::simd::Isa::Avx512Vnni
-            | $crate::infer::ops::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
-            // SAFETY: as above.
+            | $crate::infer::ops::simd::Isa::Avx512 => {
+                // SAFETY: `Isa::detect` and `Isa::available` name only what the
+                // processor has.
+                unsafe { avx512($($arg),*) }
+            }
             #[cfg(target_arch = "x86_64")]
-            $crate::infer::ops::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+            $crate::infer::ops::simd::Isa::Avx2 => {
+                // SAFETY: as above.
+                unsafe { avx2($($arg),*) }
+            }
             $crate::infer::ops::simd::Isa::Portable => $f::<false>($($arg),*),
         }
     }};

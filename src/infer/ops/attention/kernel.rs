@@ -54,8 +54,8 @@ pub struct ValueTile<'a, E> {
 }
 
 impl<E: Copy> ScoreTile<E> {
-    /// The same tile from row `first` on.
-    fn from_row(self, first: usize) -> Self {
+    /// The same tile without its first rows.
+    fn skip_rows(self, first: usize) -> Self {
         Self {
             q: self.q.wrapping_add(first * self.head_dim),
             scores: self.scores.wrapping_add(first * TILE),
@@ -65,8 +65,8 @@ impl<E: Copy> ScoreTile<E> {
 }
 
 impl<E: Copy> ValueTile<'_, E> {
-    /// The same tile from row `first` on.
-    fn from_row(self, first: usize) -> Self {
+    /// The same tile without its first rows.
+    fn skip_rows(self, first: usize) -> Self {
         Self {
             weights: self.weights.wrapping_add(first * TILE),
             rescale: self.rescale.wrapping_add(first),
@@ -121,7 +121,7 @@ unsafe fn add_values_any<E: Element, const FUSED: bool>(tile: &ValueTile<'_, E>,
 macro_rules! by_rows {
     ($kernel:ident, $tile:expr, $rows:expr, $height:literal; $($count:literal)*) => {
         for first in (0..$rows).step_by($height) {
-            let tile = &$tile.from_row(first);
+            let tile = &$tile.skip_rows(first);
             match $height.min($rows - first) {
                 // SAFETY: as promised by the caller.
                 $($count => unsafe { x86::$kernel::<$count>(tile) },)*

@@ -166,9 +166,9 @@ mod x86 {
                         };
                         let scale = halves(0);
                         for (row, (sums, dots)) in sums.iter_mut().zip(&dots).enumerate() {
+                            let at = row * num_blocks + nth;
                             // SAFETY: as for the sum above.
-                            let block =
-                                unsafe { tile.blocks.get_unchecked(row * num_blocks + nth) };
+                            let block = unsafe { tile.blocks.get_unchecked(at) };
                             let x = _mm512_set1_ps(block.scale);
                             let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[v]), x);
                             sums[v] = _mm512_fmadd_ps(dot, scale, sums[v]);

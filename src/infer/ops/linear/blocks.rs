@@ -207,7 +207,7 @@ impl Block<'_> {
         let first = self.format.words() * PANEL;
         let half = |index: usize| {
             let [low_0, low_1, high_0, high_1] = self.word(first + index / 2).to_le_bytes();
-            let bytes = if index % 2 == 0 { [low_0, low_1] } else { [high_0, high_1] };
+            let bytes = if index.is_multiple_of(2) { [low_0, low_1] } else { [high_0, high_1] };
             f16::from_le_bytes(bytes).to_f32()
         };
         let min = if self.format.has_min() { half(PANEL + column) } else { 0.0 };

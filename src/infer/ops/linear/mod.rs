@@ -110,7 +110,7 @@ impl Linear {
     fn run(&self, x: &[f32], y: &mut [f32], add: bool) -> Result<()> {
         let columns = Columns::of(y, self.out_features, add);
         for (column, matrix) in &self.parts {
-            matrix.matmul(x, columns.from_column(*column))?;
+            matrix.matmul(x, columns.starting_at(*column))?;
         }
         if let Some(bias) = &self.bias {
             for row in y.chunks_exact_mut(self.out_features) {
