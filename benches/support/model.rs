@@ -1,23 +1,28 @@
 //! The model to measure: the default one, or what `YARDSTICK_BENCH_MODEL` names.
 
-use yardstick::catalog::{self, LocateOptions};
+use yardstick::catalog::{self, LocateOptions, Located};
 use yardstick::clock::Clock;
 use yardstick::infer::weights::{self, OpenModel};
 use yardstick::infer::{ComputeDtype, EngineConfig, EngineCore, ModelConfig};
 
-/// Opens the model, and says which and where from.
+/// Where the model is.
 ///
 /// `YARDSTICK_BENCH_MODEL` is a card's name, a GGUF file or a folder;
 /// `YARDSTICK_BENCH_DUMMY=1` takes seeded noise of a card's shapes instead.
-pub fn open() -> OpenModel {
+pub fn locate() -> Located {
     let name = std::env::var("YARDSTICK_BENCH_MODEL")
         .unwrap_or_else(|_| "smollm2-135m-instruct".to_owned());
     let dummy = std::env::var_os("YARDSTICK_BENCH_DUMMY").map(|_| 0);
     let options = LocateOptions { dummy, ..LocateOptions::default() };
     let located = catalog::locate(&name, &options, &mut |_| {});
-    let located = located.unwrap_or_else(|error| panic!("{name} cannot be found: {error}"));
+    located.unwrap_or_else(|error| panic!("{name} cannot be found: {error}"))
+}
+
+/// Opens it, and says what it is and where it came from.
+pub fn open() -> OpenModel {
+    let located = locate();
     let model = weights::open(&located.source).unwrap_or_else(|error| panic!("{error}"));
-    eprintln!("model: {name}, {} from {}", model.weights.stored_dtype(), located.origin);
+    eprintln!("model: {} from {}", model.weights.stored_dtype(), located.origin);
     model
 }
 
