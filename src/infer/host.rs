@@ -236,7 +236,7 @@ impl EngineHost {
             ("max_num_batched_tokens", config.max_num_batched_tokens as u64),
             ("max_queue", config.max_queue as u64),
             ("weight_bytes", *stored_bytes),
-            ("threads", config.threads.unwrap_or_else(rayon::current_num_threads) as u64),
+            ("threads", config.num_threads() as u64),
         ];
         let words = [
             ("dtype", config.dtype.to_string()),

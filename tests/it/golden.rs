@@ -21,6 +21,7 @@ const TOLERANCE: f32 = 1e-3;
 #[derive(Deserialize)]
 struct Fixture {
     cases: Vec<Case>,
+    scored: Scored,
     tokenizer: Vec<Piece>,
 }
 
@@ -32,6 +33,23 @@ struct Case {
     text: String,
     #[serde(flatten)]
     answer: Answer,
+    /// Of bf16 arithmetic at the same positions, after the same tokens.
+    bf16_top_logprobs: Vec<Vec<(u32, f32)>>,
+}
+
+/// A text, and what transformers gives each of its tokens after the first.
+#[derive(Deserialize)]
+struct Scored {
+    ids: Vec<u32>,
+    f32: Scores,
+    bf16: Scores,
+}
+
+#[derive(Deserialize)]
+struct Scores {
+    logprobs: Vec<f32>,
+    best_ids: Vec<u32>,
+    best_logprobs: Vec<f32>,
 }
 
 /// A prompt, and what transformers made of it.
@@ -60,8 +78,19 @@ fn fixture() -> Fixture {
 }
 
 fn host(source: &ModelSource) -> EngineHost {
-    let config = EngineConfig { dtype: ComputeDtype::F32, ..EngineConfig::default() };
+    host_in(source, ComputeDtype::F32)
+}
+
+fn host_in(source: &ModelSource, dtype: ComputeDtype) -> EngineHost {
+    let config = EngineConfig { dtype, ..EngineConfig::default() };
     EngineHost::open(source, config, Clock::real()).unwrap()
+}
+
+/// Largest and mean difference.
+fn differences(ours: impl Iterator<Item = f32>, theirs: &[f32]) -> (f32, f32) {
+    let all: Vec<f32> = ours.zip(theirs).map(|(a, b)| (a - b).abs()).collect();
+    assert_eq!(all.len(), theirs.len());
+    (all.iter().copied().fold(0.0, f32::max), all.iter().sum::<f32>() / all.len() as f32)
 }
 
 impl Answer {
@@ -123,6 +152,40 @@ fn gguf_answers_token_for_token_like_transformers() {
     let host = host(&default_gguf());
     for case in fixture().cases {
         check(&case, host.submit(case.answer.request()).unwrap());
+    }
+}
+
+#[test]
+fn a_given_text_scores_as_in_transformers() {
+    let scored = fixture().scored;
+    let ours = host(&default_gguf()).score(&scored.ids, 1).unwrap();
+    let (largest, _) = differences(ours.iter().map(|at| at.logprob), &scored.f32.logprobs);
+    assert!(largest < TOLERANCE, "a token's differs by {largest}");
+    let best = differences(ours.iter().map(|at| at.top[0].1), &scored.f32.best_logprobs);
+    assert!(best.0 < TOLERANCE, "the likeliest token's differs by {}", best.0);
+    assert!(ours.iter().zip(&scored.f32.best_ids).all(|(ours, id)| ours.top[0].0 == *id));
+}
+
+/// Two implementations of bf16 round in different places: transformers keeps
+/// the residual stream in bf16, ours in f32. Neither may be further from f32
+/// than the other by much.
+#[test]
+fn bf16_is_as_near_to_f32_as_it_is_in_transformers() {
+    let Fixture { cases, scored, .. } = fixture();
+    let host = host_in(&default_gguf(), ComputeDtype::Bf16);
+    let ours = host.score(&scored.ids, 1).unwrap();
+    let ours = differences(ours.iter().map(|at| at.logprob), &scored.f32.logprobs);
+    let theirs = differences(scored.bf16.logprobs.iter().copied(), &scored.f32.logprobs);
+    assert!(ours.0 <= 1.5 * theirs.0, "{} at most, {} in transformers", ours.0, theirs.0);
+    assert!(ours.1 <= 1.2 * theirs.1, "{} on average, {} in transformers", ours.1, theirs.1);
+    for case in &cases {
+        let ids = [&case.answer.prompt_ids[..], &case.answer.tokens].concat();
+        let first = case.answer.prompt_ids.len() - 1;
+        let ours = host.score(&ids, 1).unwrap();
+        let ours = ours[first..].iter().map(|at| at.top[0].1);
+        let best: Vec<f32> = case.bf16_top_logprobs.iter().map(|top| top[0].1).collect();
+        let (largest, _) = differences(ours, &best);
+        assert!(largest < 0.25, "{}: the likeliest token's differs by {largest}", case.name);
     }
 }
 
