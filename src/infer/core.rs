@@ -62,6 +62,7 @@ impl EngineCore {
         config: &EngineConfig,
         clock: Clock,
     ) -> Result<Self, InferError> {
+        KvSizing::new(config, model_config)?;
         Self::assemble(model, pool(config)?, model_config, config, clock)
     }
 

@@ -156,6 +156,7 @@ fn check_ranges(config: &EngineConfig) -> Result<(), InferError> {
         ("max_num_seqs", config.max_num_seqs, 1 << 16),
         ("max_num_batched_tokens", config.max_num_batched_tokens, 1 << 24),
         ("max_queue", config.max_queue, 1 << 16),
+        ("threads", config.num_threads(), 1 << 10),
     ];
     match settings.iter().find(|(_, value, max)| *value == 0 || value > max) {
         Some((name, value, max)) => {
@@ -233,7 +234,13 @@ mod tests {
         assert!(size(None, KvBudget::Blocks(0)).is_err());
         assert!(size(None, KvBudget::Bytes(1000)).is_err());
         assert!(size(None, KvBudget::Blocks(usize::MAX)).is_err());
-        let zero = EngineConfig { block_size: 0, ..EngineConfig::default() };
-        assert!(KvSizing::new(&zero, &smollm2()).unwrap_err().to_string().contains("block_size"));
+        let default = EngineConfig::default;
+        for (config, name) in [
+            (EngineConfig { block_size: 0, ..default() }, "block_size"),
+            (EngineConfig { threads: Some(0), ..default() }, "threads"),
+            (EngineConfig { threads: Some(5000), ..default() }, "threads"),
+        ] {
+            assert!(KvSizing::new(&config, &smollm2()).unwrap_err().to_string().contains(name));
+        }
     }
 }
