@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use yardstick::infer::{ModelSource, weights};
+use yardstick::infer::ModelSource;
+use yardstick::infer::weights::{self, WeightForm};
 
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
     tempfile::Builder::new().suffix(".gguf").tempfile().unwrap().keep().unwrap().1
@@ -22,8 +23,8 @@ fuzz_target!(|bytes: &[u8]| {
     std::fs::write(&*FILE, bytes).unwrap();
     let Ok(model) = weights::open(&ModelSource::Gguf(FILE.clone())) else { return };
     for (name, shape) in model.config.tensors() {
-        for keep_quantized in [false, true] {
-            let _ = model.weights.load(&name, &shape, keep_quantized);
+        for form in [WeightForm::F32, WeightForm::Stored] {
+            let _ = model.weights.load(&name, &shape, form);
         }
     }
 });

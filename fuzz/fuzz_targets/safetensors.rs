@@ -1,5 +1,5 @@
 //! A safetensors file of any bytes beside a config and a tokenizer that are
-//! whole: refused, or every weight can be read.
+//! whole: refused, or every weight can be read or is refused by name.
 
 #![no_main]
 
@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use yardstick::infer::{ModelConfig, ModelSource, weights};
+use yardstick::infer::weights::{self, WeightForm};
+use yardstick::infer::{ModelConfig, ModelSource};
 
 const CONFIG: &str = include_str!("../config.json");
 const TOKENIZER: &str = include_str!("../tokenizer.json");
@@ -29,6 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
     std::fs::write(FOLDER.join("model.safetensors"), bytes).unwrap();
     let model = weights::open(&ModelSource::Folder(FOLDER.clone())).unwrap();
     for (name, shape) in model.config.tensors() {
-        model.weights.load(&name, &shape, false).unwrap();
+        // Numbers that are none are refused only where they are read.
+        let _ = model.weights.load(&name, &shape, WeightForm::Stored);
     }
 });
