@@ -146,7 +146,7 @@ impl<'a> Loader<'a> {
         let table = matrix(EMBEDDING)?;
         let head =
             if self.config.tie_word_embeddings { Arc::clone(&table) } else { matrix(OUTPUT_HEAD)? };
-        Ok((Embedding::new(table), Linear::from_matrix(head)?))
+        Ok((Embedding::new(table), Linear::from_matrix(head)))
     }
 
     fn layer(&self, index: usize) -> Result<Layer, InferError> {

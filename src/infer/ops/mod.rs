@@ -22,17 +22,24 @@ pub use rms_norm::RmsNorm;
 pub use rope_and_cache::{RopeTable, rope_and_cache};
 pub use silu_mul::silu_mul;
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, Layout, Result, bail};
+
+/// Where the elements of a contiguous operand lie in its storage.
+fn contiguous(layout: &Layout, name: &str) -> Result<Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => bail!("{name} must be contiguous, got {layout:?}"),
+    }
+}
 
 /// The elements of a contiguous f32 operand.
 fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout, name: &str) -> Result<&'a [f32]> {
     let CpuStorage::F32(values) = storage else {
         bail!("{name} must be f32, got {:?}", storage_dtype(storage));
     };
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&values[start..end]),
-        None => bail!("{name} must be contiguous, got {layout:?}"),
-    }
+    Ok(&values[contiguous(layout, name)?])
 }
 
 /// The elements of a contiguous f32 operand that is written in place.
@@ -45,10 +52,7 @@ fn f32_slice_mut<'a>(
     let CpuStorage::F32(values) = storage else {
         bail!("{name} must be f32, got {dtype:?}");
     };
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&mut values[start..end]),
-        None => bail!("{name} must be contiguous, got {layout:?}"),
-    }
+    Ok(&mut values[contiguous(layout, name)?])
 }
 
 fn storage_dtype(storage: &CpuStorage) -> candle_core::DType {

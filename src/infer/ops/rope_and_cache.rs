@@ -9,11 +9,9 @@ use std::f32::consts::PI;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
-
 use half::bf16;
 
-use super::simd::bf16_bits;
-use super::{f32_slice, f32_slice_mut, pool};
+use super::{contiguous, f32_slice, f32_slice_mut, pool};
 use crate::infer::ModelConfig;
 use crate::infer::model::config::RopeScaling;
 
@@ -103,7 +101,7 @@ pub fn rope_and_cache(
     table: &RopeTable,
 ) -> Result<()> {
     let (num_tokens, heads, head_dim) = qkv.dims3()?;
-    let (_, kv_heads, cache_dim, _) = k_cache.dims4()?;
+    let (num_blocks, kv_heads, cache_dim, block_size) = k_cache.dims4()?;
     if positions.len() != num_tokens || slot_mapping.len() != num_tokens {
         bail!(
             "{num_tokens} tokens with {} positions and {} slots",
@@ -111,7 +109,6 @@ pub fn rope_and_cache(
             slot_mapping.len()
         );
     }
-    let (num_blocks, _, _, block_size) = k_cache.dims4()?;
     let v_shape = (num_blocks, kv_heads, block_size, head_dim);
     if heads < 2 * kv_heads
         || v_cache.dims4()? != v_shape
@@ -197,17 +194,12 @@ impl InplaceOp2 for Store<'_> {
         rows: &CpuStorage,
         rows_layout: &Layout,
     ) -> Result<()> {
-        let rows_of = f32_slice(rows, rows_layout, "qkv")?;
-        let Some((start, end)) = cache_layout.contiguous_offsets() else {
-            bail!("the cache must be contiguous, got {cache_layout:?}");
-        };
+        let rows = f32_slice(rows, rows_layout, "qkv")?;
+        let range = contiguous(cache_layout, "the cache")?;
         let shapes = (cache_layout.shape().dims4()?, rows_layout.shape().dims3()?);
         match cache {
-            CpuStorage::F32(cache) => self.copy(&mut cache[start..end], rows_of, shapes, |x| x),
-            CpuStorage::BF16(cache) => {
-                let round = |x| bf16::from_bits(low_half(bf16_bits(x)));
-                self.copy(&mut cache[start..end], rows_of, shapes, round)
-            }
+            CpuStorage::F32(cache) => self.copy(&mut cache[range], rows, shapes, |x| x),
+            CpuStorage::BF16(cache) => self.copy(&mut cache[range], rows, shapes, bf16::from_f32),
             _ => bail!("the cache must be f32 or bf16"),
         }
     }
@@ -246,11 +238,6 @@ impl Store<'_> {
         }
         Ok(())
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the upper half is zero")]
-const fn low_half(bits: u32) -> u16 {
-    bits as u16
 }
 
 #[cfg(test)]

@@ -66,6 +66,12 @@ impl Isa {
     }
 }
 
+/// The two bf16 of a word, the low half first.
+#[inline(always)]
+pub fn halves_of(pair: u32) -> [f32; 2] {
+    [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)]
+}
+
 /// Runs `$f::<FUSED>(args)` compiled for `$isa`: the compiler vectorises the
 /// body three times over.
 macro_rules! dispatch {

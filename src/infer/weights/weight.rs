@@ -7,7 +7,7 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Result, Tensor, bail};
 use half::{bf16, f16};
 
-use crate::infer::ops::linear::BlockFormat;
+use super::dense::{widen_bf16, widen_parallel};
 
 /// What the fields of the widest block need.
 const BLOCK_ALIGN: usize = align_of::<f16>();
@@ -52,18 +52,6 @@ impl Weight<'_> {
         }
     }
 
-    /// Whether both can be rows of one packed matrix.
-    #[must_use]
-    pub fn packs_with(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Dense(_), Self::Dense(_)) | (Self::Bf16(_), Self::Bf16(_)) => true,
-            (Self::Quantized(a), Self::Quantized(b)) => {
-                a.dtype == b.dtype && BlockFormat::of(a.dtype).is_some()
-            }
-            _ => false,
-        }
-    }
-
     /// All values in f32.
     ///
     /// # Errors
@@ -72,13 +60,8 @@ impl Weight<'_> {
         match self {
             Self::Dense(tensor) => Ok(tensor.clone()),
             Self::Bf16(rows) => {
-                let values = rows
-                    .bytes
-                    .as_chunks::<2>()
-                    .0
-                    .iter()
-                    .map(|half| bf16::from_le_bytes(*half).to_f32());
-                Tensor::from_vec(values.collect::<Vec<f32>>(), &rows.shape, &Device::Cpu)
+                let values = widen_parallel(&rows.bytes, 2, widen_bf16);
+                Tensor::from_vec(values, &rows.shape, &Device::Cpu)
             }
             Self::Quantized(rows) => rows.to_qtensor()?.dequantize(&Device::Cpu),
         }

@@ -17,8 +17,8 @@ use half::bf16;
 use self::kernel::Element;
 use self::task::{Operands, Task};
 use super::columns::Columns;
-use super::pool;
 use super::simd::Isa;
+use super::{contiguous, pool};
 use crate::infer::batch::BatchLayout;
 
 /// Query tokens of a prompt in one parallel task.
@@ -94,16 +94,11 @@ impl PagedAttention {
         }
         check_layout(&self.layout, num_tokens, num_blocks, block_size)?;
         let CpuStorage::F32(q) = q else { bail!("q must be f32") };
-        let (Some((k_start, k_end)), Some((v_start, v_end))) =
-            (k_layout.contiguous_offsets(), v_layout.contiguous_offsets())
-        else {
-            bail!("k and v must be contiguous, got {k_layout:?} and {v_layout:?}");
-        };
         let operands = Operands {
             q: &q[q_layout.start_offset()..],
             q_stride,
-            k: &k[k_start..k_end],
-            v: &v[v_start..v_end],
+            k: &k[contiguous(k_layout, "k")?],
+            v: &v[contiguous(v_layout, "v")?],
             block_size,
             num_heads,
             num_kv_heads,

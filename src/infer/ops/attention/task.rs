@@ -24,6 +24,16 @@ pub struct Operands<'a, E> {
     pub scale: f32,
 }
 
+impl<E> Operands<'_, E> {
+    /// First element of the task's head in the block of `position`, and the
+    /// position's offset in the block.
+    fn place(&self, task: Task<'_>, position: usize) -> (usize, usize) {
+        let block = task.block_table[position / self.block_size] as usize;
+        let head = block * self.num_kv_heads + task.kv_head;
+        (head * self.block_size * self.head_dim, position % self.block_size)
+    }
+}
+
 /// One K/V head of some query tokens of one sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct Task<'a> {
@@ -156,13 +166,8 @@ struct Keys<E> {
 impl<E: Element + Default> Keys<E> {
     /// `len` keys of the sequence from position `tile` on.
     fn of(operands: &Operands<'_, E>, task: Task<'_>, tile: usize, len: usize) -> Self {
-        let &Operands { k, v, block_size, num_kv_heads, head_dim, .. } = operands;
-        // First element of this head in the position's block, and the position's offset there.
-        let place = |position: usize| {
-            let block = task.block_table[position / block_size] as usize;
-            let start = (block * num_kv_heads + task.kv_head) * block_size * head_dim;
-            (start, position % block_size)
-        };
+        let &Operands { k, v, block_size, head_dim, .. } = operands;
+        let place = |position: usize| operands.place(task, position);
         let mut rows = [v.as_ptr(); TILE];
         for (offset, row) in rows.iter_mut().take(len).enumerate() {
             let (start, within) = place(tile + offset);
@@ -259,13 +264,11 @@ fn larger(a: f32, b: f32) -> f32 {
 /// processor cannot guess where a sequence goes on.
 fn prefetch_tile<E>(operands: &Operands<'_, E>, task: Task<'_>, positions: Range<usize>) {
     const LINE: usize = 64;
-    let &Operands { k, v, block_size, num_kv_heads, head_dim, .. } = operands;
+    let &Operands { k, v, block_size, head_dim, .. } = operands;
     let mut position = positions.start;
     while position < positions.end {
-        let within = position % block_size;
+        let (start, within) = operands.place(task, position);
         let count = (block_size - within).min(positions.end - position);
-        let block = task.block_table[position / block_size] as usize;
-        let start = (block * num_kv_heads + task.kv_head) * block_size * head_dim;
         let bytes = count * head_dim * size_of::<E>();
         let v_rows = v.as_ptr().wrapping_add(start + within * head_dim).cast::<u8>();
         for line in (0..bytes).step_by(LINE) {

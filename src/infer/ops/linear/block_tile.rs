@@ -3,9 +3,11 @@
 //! of multiply-adds over ascending blocks. A row comes out alike in a tile of
 //! any height.
 
-use super::blocks::{Block, BlockFormat, Line, signed_bytes};
-use super::rounded::{BLOCK, ByteBlock};
-use super::tile::PANEL;
+use super::blocks::{Block, BlockFormat};
+use super::panel::{Line, PANEL};
+use super::rounded::{ByteBlock, signed_bytes};
+#[cfg(target_arch = "x86_64")]
+use super::tile::by_height;
 use crate::infer::ops::simd::{Isa, dispatch, mul_add};
 
 /// Rows of the highest tile.
@@ -16,11 +18,9 @@ pub const MAX_HEIGHT: usize = 6;
 pub struct BlockTile<'a> {
     pub format: BlockFormat,
     /// `[num_blocks, format.lines()]`.
-    pub lines: &'a [Line],
-    /// `[rows, num_blocks * BLOCK / 4]`.
-    pub codes: &'a [u32],
+    pub lines: &'a [Line<u32>],
     /// `[rows, num_blocks]`.
-    pub blocks: &'a [ByteBlock],
+    pub x: &'a [ByteBlock],
     pub num_blocks: usize,
 }
 
@@ -39,24 +39,10 @@ pub const fn max_height(isa: Isa) -> usize {
 pub fn run(isa: Isa, tile: BlockTile<'_>, sums: &mut [[f32; PANEL]]) {
     #[cfg(target_arch = "x86_64")]
     if matches!(isa, Isa::Avx512Bf16 | Isa::Avx512Vnni) {
-        macro_rules! by_height {
-            ($kernel:ident; $($height:literal)*) => {
-                match sums.len() {
-                    $($height => {
-                        if let Some(sums) = sums.first_chunk_mut::<$height>() {
-                            // SAFETY: `Isa::detect` and `Isa::available` name only
-                            // what the processor has.
-                            unsafe { x86::$kernel(tile, sums) }
-                        }
-                    })*
-                    _ => {}
-                }
-            };
-        }
         match tile.format {
-            BlockFormat::Q8_0 => by_height!(q8_0; 1 2 3 4 5 6),
-            BlockFormat::Q4_0 => by_height!(q4_0; 1 2 3 4 5 6),
-            BlockFormat::Q4_1 => by_height!(q4_1; 1 2 3 4 5 6),
+            BlockFormat::Q8_0 => by_height!(x86::q8_0, tile, sums; 1 2 3 4 5 6),
+            BlockFormat::Q4_0 => by_height!(x86::q4_0, tile, sums; 1 2 3 4 5 6),
+            BlockFormat::Q4_1 => by_height!(x86::q4_1, tile, sums; 1 2 3 4 5 6),
         }
         return;
     }
@@ -73,16 +59,14 @@ fn any<const FUSED: bool>(tile: BlockTile<'_>, sums: &mut [[f32; PANEL]]) {
         let block = Block { format: tile.format, lines };
         let scales: [(f32, f32); PANEL] = std::array::from_fn(|column| block.scale_and_min(column));
         for (row, sums) in sums.iter_mut().enumerate() {
-            let activations = tile.blocks[row * tile.num_blocks + nth];
-            let first = (row * tile.num_blocks + nth) * BLOCK / 4;
+            let activations = &tile.x[row * tile.num_blocks + nth];
             let mut dots = [-tile.format.zero() * activations.sum; PANEL];
-            for (group, word) in tile.codes[first..first + BLOCK / 4].iter().enumerate() {
+            for (group, word) in activations.codes.iter().enumerate() {
                 let x = signed_bytes(*word).map(i32::from);
                 let shift = if group >= words { 4 } else { 0 };
                 let mask = if words == 8 { 0xff } else { 0x0f };
                 for (column, dot) in dots.iter_mut().enumerate() {
-                    let index = group % words * PANEL + column;
-                    let code = lines[index / 16].0[index % 16] >> shift;
+                    let code = block.word(group % words * PANEL + column) >> shift;
                     for (i, x) in x.iter().enumerate() {
                         *dot += ((code >> (8 * i)) & mask).cast_signed() * x;
                     }
@@ -101,7 +85,8 @@ fn any<const FUSED: bool>(tile: BlockTile<'_>, sums: &mut [[f32; PANEL]]) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{BLOCK, BlockFormat, BlockTile, PANEL};
+    use super::{BlockFormat, BlockTile, PANEL};
+    use crate::infer::ops::linear::rounded::BLOCK;
     use crate::infer::ops::simd::prefetch;
 
     /// Cache lines to prefetch ahead: 8 KiB, past where the processor's own
@@ -118,16 +103,19 @@ mod x86 {
                 const GROUPS: usize = BLOCK / 4;
                 let (num_blocks, words) = (tile.num_blocks, FORMAT.words());
                 assert!(tile.lines.len() == num_blocks * FORMAT.lines());
-                assert!(tile.codes.len() >= ROWS * num_blocks * GROUPS);
-                assert!(tile.blocks.len() >= ROWS * num_blocks);
+                assert!(tile.x.len() >= ROWS * num_blocks);
+                let x_block = |row: usize, nth: usize| {
+                    // SAFETY: one of `[rows, num_blocks]`, as just asserted: `row` is
+                    // below `ROWS` and `nth` below `num_blocks` wherever it is called.
+                    unsafe { tile.x.get_unchecked(row * num_blocks + nth) }
+                };
                 let low = _mm512_set1_epi8(0x0f);
                 let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
                 for nth in 0..num_blocks {
                     let lines = tile.lines[nth * FORMAT.lines()..].as_ptr();
                     let mut dots = [[_mm512_setzero_si512(); VECTORS]; ROWS];
                     for (row, dots) in dots.iter_mut().enumerate() {
-                        // SAFETY: one of `[rows, num_blocks]`, asserted above.
-                        let sum = unsafe { tile.blocks.get_unchecked(row * num_blocks + nth) }.sum;
+                        let sum = x_block(row, nth).sum;
                         *dots = [_mm512_set1_epi32(-FORMAT.zero() * sum); VECTORS];
                     }
                     for word in 0..words {
@@ -137,10 +125,7 @@ mod x86 {
                             // SAFETY: one of the block's lines.
                             let packed = unsafe { _mm512_load_si512(lines.add(line).cast()) };
                             let x = |row: usize, group: usize| {
-                                let at = (row * num_blocks + nth) * GROUPS + group;
-                                // SAFETY: one of `[rows, num_blocks, GROUPS]`, asserted above.
-                                let word = unsafe { *tile.codes.get_unchecked(at) };
-                                _mm512_set1_epi32(word.cast_signed())
+                                _mm512_set1_epi32(x_block(row, nth).codes[group].cast_signed())
                             };
                             if words == GROUPS {
                                 for (row, dots) in dots.iter_mut().enumerate() {
@@ -166,9 +151,7 @@ mod x86 {
                         };
                         let scale = halves(0);
                         for (row, (sums, dots)) in sums.iter_mut().zip(&dots).enumerate() {
-                            let at = row * num_blocks + nth;
-                            // SAFETY: as for the sum above.
-                            let block = unsafe { tile.blocks.get_unchecked(at) };
+                            let block = x_block(row, nth);
                             let x = _mm512_set1_ps(block.scale);
                             let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[v]), x);
                             sums[v] = _mm512_fmadd_ps(dot, scale, sums[v]);
@@ -202,7 +185,7 @@ mod tests {
     use super::*;
     use crate::infer::ops::columns::Columns;
     use crate::infer::ops::linear::blocks::BlockPanels;
-    use crate::infer::ops::linear::rounded::ByteRows;
+    use crate::infer::ops::linear::rounded::{BLOCK, to_bytes};
     use crate::infer::weights::QuantizedRows;
 
     const FORMATS: [GgmlDType; 3] = [GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q4_1];
@@ -215,15 +198,15 @@ mod tests {
         (BlockPanels::pack(&[&rows]).unwrap(), exact)
     }
 
-    fn activations(isa: Isa, rows: usize, width: usize) -> ByteRows {
+    fn activations(isa: Isa, rows: usize, width: usize) -> Vec<ByteBlock> {
         let x: Vec<f32> = (0..rows * width).map(|i| (i as f32 * 0.731).sin()).collect();
-        let mut bytes = ByteRows::default();
-        bytes.round(isa, &x, width);
-        bytes
+        let mut blocks = Vec::new();
+        to_bytes(isa, &x, &mut blocks);
+        blocks
     }
 
-    fn product(isa: Isa, panels: &BlockPanels, x: &ByteRows, out: usize) -> Vec<f32> {
-        let rows = x.codes.len() / (panels.width() / 4);
+    fn product(isa: Isa, panels: &BlockPanels, x: &[ByteBlock], out: usize) -> Vec<f32> {
+        let rows = x.len() / (panels.width() / BLOCK);
         let mut y = vec![f32::NAN; rows * out];
         panels.matmul(isa, x, Columns::of(&mut y, out, false));
         y
@@ -238,8 +221,9 @@ mod tests {
             for isa in Isa::available() {
                 let x = activations(isa, rows, width);
                 let value = |row: usize, k: usize| {
-                    let byte = signed_bytes(x.codes[(row * width + k) / 4])[k % 4];
-                    f64::from(byte) * f64::from(x.blocks[(row * width + k) / BLOCK].scale)
+                    let block = &x[(row * width + k) / BLOCK];
+                    let byte = signed_bytes(block.codes[k % BLOCK / 4])[k % 4];
+                    f64::from(byte) * f64::from(block.scale)
                 };
                 for (at, got) in product(isa, &panels, &x, out).iter().enumerate() {
                     let (row, column) = (at / out, at % out);
@@ -261,11 +245,8 @@ mod tests {
                 let x = activations(isa, 17, width);
                 let together = product(isa, &panels, &x, out);
                 for row in 0..17 {
-                    let alone = ByteRows {
-                        codes: x.codes[row * width / 4..(row + 1) * width / 4].to_vec(),
-                        blocks: x.blocks[row * width / BLOCK..(row + 1) * width / BLOCK].to_vec(),
-                    };
-                    let alone = product(isa, &panels, &alone, out);
+                    let alone = &x[row * width / BLOCK..(row + 1) * width / BLOCK];
+                    let alone = product(isa, &panels, alone, out);
                     assert_eq!(alone, together[row * out..(row + 1) * out], "{isa:?} {dtype:?}");
                 }
             }

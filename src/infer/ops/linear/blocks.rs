@@ -3,25 +3,17 @@
 //! then its scales, then its minima. A step streams every byte once, in address
 //! order, whatever the number of tokens.
 
-use std::num::NonZeroUsize;
-
 use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Result, Tensor, bail};
 use half::f16;
 
 use super::block_tile::{self, BlockTile};
-use super::rounded::{BLOCK, ByteRows};
-use super::tile::PANEL;
+use super::panel::{LINE, Line, PANEL, fill};
+use super::rounded::{BLOCK, ByteBlock};
 use crate::infer::ops::columns::Columns;
 use crate::infer::ops::pool;
 use crate::infer::ops::simd::Isa;
 use crate::infer::weights::QuantizedRows;
-
-/// Rows of `x` in one parallel task: enough to pay for reading the panel again.
-const TASK_ROWS: usize = 96;
-
-/// Multiply-adds below which a second thread costs more than it brings.
-const PARALLEL_MIN: usize = 1 << 15;
 
 /// The block formats that have kernels: `scale * (code - zero)`, or `scale *
 /// code + min`.
@@ -56,7 +48,7 @@ impl BlockFormat {
 
     /// Cache lines of a block of a panel: codes, scales, minima.
     pub const fn lines(self) -> usize {
-        let words = self.words() * PANEL / 16;
+        let words = self.words() * PANEL / LINE;
         match self {
             Self::Q8_0 | Self::Q4_0 => words + 1,
             Self::Q4_1 => words + 2,
@@ -77,17 +69,12 @@ impl BlockFormat {
     }
 }
 
-/// Sixteen words on a cache line.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub struct Line(pub [u32; 16]);
-
 /// `[out, in]` in panels of blocks.
 #[derive(Debug)]
 pub struct BlockPanels {
     format: BlockFormat,
     /// `[panels, in / BLOCK, format.lines()]`; columns past `out` are zero.
-    lines: Vec<Line>,
+    lines: Vec<Line<u32>>,
     out: usize,
     /// Blocks in a column.
     blocks: usize,
@@ -111,7 +98,7 @@ impl BlockPanels {
             parts.iter().flat_map(|part| (0..part.shape()[0]).map(|row| part.row(row))).collect();
         let blocks = width / BLOCK;
         let per_panel = blocks * format.lines();
-        let mut lines = vec![Line([0; 16]); rows.len().div_ceil(PANEL) * per_panel];
+        let mut lines = vec![Line([0; LINE]); rows.len().div_ceil(PANEL) * per_panel];
         pool::for_each_chunk(&mut lines, per_panel.max(1), |panel, lines| {
             let rows = &rows[panel * PANEL..rows.len().min((panel + 1) * PANEL)];
             for (column, row) in rows.iter().enumerate() {
@@ -132,41 +119,22 @@ impl BlockPanels {
     }
 
     /// Fills `y`, `[rows, out]`, from activations of as many rows.
-    pub fn matmul(&self, isa: Isa, x: &ByteRows, y: Columns) {
-        let rows = y.rows();
-        let Some(row_tasks) = NonZeroUsize::new(rows.div_ceil(TASK_ROWS)) else { return };
+    pub fn matmul(&self, isa: Isa, x: &[ByteBlock], y: Columns) {
         let per_panel = self.blocks * self.format.lines();
-        let num_tasks = self.out.div_ceil(PANEL) * row_tasks.get();
         let height = block_tile::max_height(isa);
-        let run = |task: usize| {
-            let (panel, first) = (task / row_tasks, task % row_tasks * TASK_ROWS);
-            let last = rows.min(first + TASK_ROWS);
-            let column = panel * PANEL;
-            let count = PANEL.min(self.out - column);
+        fill(y, self.out, self.width(), |panel, rows, store| {
             let lines = &self.lines[panel * per_panel..][..per_panel];
             let mut sums = [[0_f32; PANEL]; block_tile::MAX_HEIGHT];
-            for row in (first..last).step_by(height) {
-                let sums = &mut sums[..height.min(last - row)];
-                let tile = BlockTile {
-                    format: self.format,
-                    lines,
-                    codes: &x.codes[row * self.width() / 4..],
-                    blocks: &x.blocks[row * self.blocks..],
-                    num_blocks: self.blocks,
-                };
+            for first in (0..rows.len()).step_by(height) {
+                let sums = &mut sums[..height.min(rows.len() - first)];
+                let x = &x[(rows.start + first) * self.blocks..];
+                let tile = BlockTile { format: self.format, lines, x, num_blocks: self.blocks };
                 block_tile::run(isa, tile, sums);
                 for (nth, sums) in sums.iter().enumerate() {
-                    // SAFETY: no two tasks share a row and a panel's columns, and
-                    // `y` is alive and borrowed for as long as `matmul` runs.
-                    unsafe { y.write(row + nth, column, &sums[..count]) };
+                    store(first + nth, sums);
                 }
             }
-        };
-        if rows * self.out * self.width() < PARALLEL_MIN {
-            (0..num_tasks).for_each(run);
-        } else {
-            pool::run(num_tasks, run);
-        }
+        });
     }
 
     /// The matrix's rows `ids`, `[ids, in]`, in f32.
@@ -194,12 +162,13 @@ impl BlockPanels {
 #[derive(Debug, Clone, Copy)]
 pub struct Block<'a> {
     pub format: BlockFormat,
-    pub lines: &'a [Line],
+    pub lines: &'a [Line<u32>],
 }
 
 impl Block<'_> {
-    fn word(&self, index: usize) -> u32 {
-        self.lines[index / 16].0[index % 16]
+    /// A word of the block, codes first.
+    pub fn word(&self, index: usize) -> u32 {
+        self.lines[index / LINE].0[index % LINE]
     }
 
     /// The column's scale and minimum.
@@ -234,7 +203,7 @@ const fn small(code: i32) -> f32 {
 
 /// Writes the blocks of a GGUF row as one column of a panel. In four bits, the
 /// file's byte `j` holds elements `j` and `j + 16`, and so do ours.
-fn pack_column(format: BlockFormat, row: &[u8], column: usize, lines: &mut [Line]) {
+fn pack_column(format: BlockFormat, row: &[u8], column: usize, lines: &mut [Line<u32>]) {
     let (header, shift) = match format {
         BlockFormat::Q8_0 => (2, 0x8080_8080),
         BlockFormat::Q4_0 => (2, 0),
@@ -242,7 +211,7 @@ fn pack_column(format: BlockFormat, row: &[u8], column: usize, lines: &mut [Line
     };
     let block_bytes = header + 4 * format.words();
     let mut set = |block: usize, index: usize, value: u32| {
-        lines[block * format.lines() + index / 16].0[index % 16] = value;
+        lines[block * format.lines() + index / LINE].0[index % LINE] = value;
     };
     let mut halves = vec![0_u32; row.len() / block_bytes];
     for (block, bytes) in row.chunks_exact(block_bytes).enumerate() {
@@ -257,18 +226,12 @@ fn pack_column(format: BlockFormat, row: &[u8], column: usize, lines: &mut [Line
     for (block, word) in halves.iter().enumerate() {
         let lines = &mut lines[block * format.lines()..];
         let mut put = |index: usize, half: u32| {
-            let at = &mut lines[(first + index / 2) / 16].0[(first + index / 2) % 16];
-            *at |= (half & 0xffff) << (16 * (index % 2));
+            let at = first + index / 2;
+            lines[at / LINE].0[at % LINE] |= (half & 0xffff) << (16 * (index % 2));
         };
         put(column, *word);
         if format.has_min() {
             put(PANEL + column, word >> 16);
         }
     }
-}
-
-/// Activations of one row and block, for the definition of the kernel.
-pub const fn signed_bytes(word: u32) -> [i8; 4] {
-    let [a, b, c, d] = word.to_le_bytes();
-    [a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed()]
 }

@@ -8,11 +8,11 @@ use candle_core::{Device, Module, Result, Storage, Tensor, bail};
 
 use super::blocks::{BlockFormat, BlockPanels};
 use super::panels::{Panels, gather};
-use super::rounded::{ByteRows, pairs_of_row, to_pairs};
+use super::rounded::{ByteBlock, pairs_of_row, to_bytes, to_pairs};
 use crate::infer::ComputeDtype;
 use crate::infer::ops::columns::Columns;
 use crate::infer::ops::f32_slice;
-use crate::infer::ops::simd::Isa;
+use crate::infer::ops::simd::{Isa, halves_of};
 use crate::infer::weights::{QuantizedRows, Weight};
 
 /// `[out, in]`, packed.
@@ -41,12 +41,24 @@ thread_local! {
     /// Activations in the form that a matrix takes; kept, so that a step
     /// allocates nothing for them.
     static PAIRS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    static BYTES: RefCell<ByteRows> = RefCell::default();
+    static BYTES: RefCell<Vec<ByteBlock>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Matrix {
+    /// Whether both weights can be rows of one packed matrix.
+    #[must_use]
+    pub fn packs(a: &Weight<'_>, b: &Weight<'_>) -> bool {
+        match (a, b) {
+            (Weight::Dense(_), Weight::Dense(_)) | (Weight::Bf16(_), Weight::Bf16(_)) => true,
+            (Weight::Quantized(a), Weight::Quantized(b)) => {
+                a.dtype() == b.dtype() && BlockFormat::of(a.dtype()).is_some()
+            }
+            _ => false,
+        }
+    }
+
     /// Packs weights of `[out_i, in]`, one below the other. All must be of one
-    /// kind: see [`Weight::packs_with`].
+    /// kind: see [`Matrix::packs`].
     ///
     /// # Errors
     /// When there is none, or they are not of one width.
@@ -69,60 +81,39 @@ impl Matrix {
             (part, row - starts[part])
         };
         let form = match first {
-            Weight::Quantized(first) => {
-                let rows: Vec<_> = parts
-                    .iter()
-                    .filter_map(|part| match part {
-                        Weight::Quantized(rows) => Some(rows),
-                        Weight::Dense(_) | Weight::Bf16(_) => None,
-                    })
-                    .collect();
-                if rows.len() != parts.len() {
-                    bail!("weights of different kinds do not stack");
-                }
-                if BlockFormat::of(first.dtype()).is_some() {
-                    Form::Blocks(BlockPanels::pack(&rows)?)
-                } else if let [rows] = *rows {
-                    let tensor = Arc::new(rows.to_qtensor()?);
-                    Form::Candle { matmul: QMatMul::from_arc(Arc::clone(&tensor))?, tensor }
-                } else {
-                    bail!("matrices of {:?} do not stack", first.dtype());
-                }
-            }
+            Weight::Quantized(_) => quantized(&all(parts, |part| match part {
+                Weight::Quantized(rows) => Some(rows),
+                Weight::Dense(_) | Weight::Bf16(_) => None,
+            })?)?,
             Weight::Bf16(_) => {
-                let width = in_features.div_ceil(2);
-                Form::Bf16(Panels::pack(out_features, width, |row, words| {
+                let rows = all(parts, |part| match part {
+                    Weight::Bf16(rows) => Some(rows),
+                    Weight::Dense(_) | Weight::Quantized(_) => None,
+                })?;
+                Form::Bf16(Panels::pack(out_features, in_features.div_ceil(2), |row, words| {
                     let (part, row) = place(row);
-                    if let Weight::Bf16(rows) = &parts[part] {
-                        rows.pairs(row, words);
-                    }
+                    rows[part].pairs(row, words);
                 }))
             }
             Weight::Dense(_) => {
-                let guards: Vec<_> = parts
+                let tensors = all(parts, |part| match part {
+                    Weight::Dense(tensor) => Some(tensor),
+                    Weight::Bf16(_) | Weight::Quantized(_) => None,
+                })?;
+                let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
+                let values = guards
                     .iter()
-                    .filter_map(|part| match part {
-                        Weight::Dense(tensor) => Some(tensor.storage_and_layout()),
-                        Weight::Bf16(_) | Weight::Quantized(_) => None,
+                    .map(|(storage, layout)| match &**storage {
+                        Storage::Cpu(storage) => f32_slice(storage, layout, "a weight"),
+                        _ => bail!("weights to pack must be in host memory"),
                     })
-                    .collect();
-                let mut values = Vec::with_capacity(guards.len());
-                for (storage, layout) in &guards {
-                    let Storage::Cpu(storage) = &**storage else {
-                        bail!("weights to pack must be in host memory");
-                    };
-                    values.push(f32_slice(storage, layout, "a weight")?);
-                }
-                if values.len() != parts.len() {
-                    bail!("weights of different kinds do not stack");
-                }
+                    .collect::<Result<Vec<_>>>()?;
                 let row_of = |row: usize| {
                     let (part, row) = place(row);
                     &values[part][row * in_features..(row + 1) * in_features]
                 };
                 if dtype == ComputeDtype::Bf16 {
-                    let width = in_features.div_ceil(2);
-                    Form::Bf16(Panels::pack(out_features, width, |row, words| {
+                    Form::Bf16(Panels::pack(out_features, in_features.div_ceil(2), |row, words| {
                         pairs_of_row::<false>(row_of(row), words);
                     }))
                 } else {
@@ -145,7 +136,7 @@ impl Matrix {
                 panels.matmul(isa, pairs, y);
             }),
             Form::Blocks(panels) => BYTES.with_borrow_mut(|bytes| {
-                bytes.round(isa, x, self.in_features);
+                to_bytes(isa, x, bytes);
                 panels.matmul(isa, bytes, y);
             }),
             Form::Candle { matmul, .. } => {
@@ -169,9 +160,7 @@ impl Matrix {
         match &self.form {
             Form::F32(panels) => gather(panels, ids, |word| [word]),
             Form::Bf16(panels) => {
-                let halves =
-                    |pair: u32| [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)];
-                gather(panels, ids, halves)?.narrow(1, 0, self.in_features)?.contiguous()
+                gather(panels, ids, halves_of)?.narrow(1, 0, self.in_features)?.contiguous()
             }
             Form::Blocks(panels) => panels.rows(ids),
             Form::Candle { tensor, .. } => {
@@ -213,5 +202,26 @@ impl Matrix {
             Form::Blocks(panels) => panels.num_bytes(),
             Form::Candle { tensor, .. } => tensor.storage_size_in_bytes(),
         }
+    }
+}
+
+/// Every part as `of` sees it.
+fn all<'a, 'w, T>(
+    parts: &'a [Weight<'w>],
+    of: impl Fn(&'a Weight<'w>) -> Option<&'a T>,
+) -> Result<Vec<&'a T>> {
+    match parts.iter().map(of).collect() {
+        Some(all) => Ok(all),
+        None => bail!("weights of different kinds do not stack"),
+    }
+}
+
+fn quantized(parts: &[&QuantizedRows<'_>]) -> Result<Form> {
+    match *parts {
+        [rows] if BlockFormat::of(rows.dtype()).is_none() => {
+            let tensor = Arc::new(rows.to_qtensor()?);
+            Ok(Form::Candle { matmul: QMatMul::from_arc(Arc::clone(&tensor))?, tensor })
+        }
+        _ => Ok(Form::Blocks(BlockPanels::pack(parts)?)),
     }
 }

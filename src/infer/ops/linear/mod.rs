@@ -4,11 +4,11 @@
 mod block_tile;
 mod blocks;
 mod matrix;
+mod panel;
 mod panels;
 mod rounded;
 mod tile;
 
-pub use blocks::BlockFormat;
 pub use matrix::Matrix;
 
 use std::sync::Arc;
@@ -44,18 +44,21 @@ impl Linear {
         dtype: ComputeDtype,
     ) -> Result<Self> {
         let matrices = weights
-            .chunk_by(Weight::packs_with)
+            .chunk_by(Matrix::packs)
             .map(|group| Matrix::pack(group, dtype).map(Arc::new))
             .collect::<Result<Vec<_>>>()?;
         Self::of(matrices, bias)
     }
 
     /// The layer of a matrix that is shared, such as a tied output head.
-    ///
-    /// # Errors
-    /// Never for a matrix that was packed.
-    pub fn from_matrix(matrix: Arc<Matrix>) -> Result<Self> {
-        Self::of(vec![matrix], None)
+    #[must_use]
+    pub fn from_matrix(matrix: Arc<Matrix>) -> Self {
+        Self {
+            in_features: matrix.in_features(),
+            out_features: matrix.out_features(),
+            parts: vec![(0, matrix)],
+            bias: None,
+        }
     }
 
     fn of(matrices: Vec<Arc<Matrix>>, bias: Option<Vec<f32>>) -> Result<Self> {

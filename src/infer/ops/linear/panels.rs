@@ -4,22 +4,11 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::tile::{PANEL, Word, multiply};
+use super::panel::{LINE, Line, PANEL, fill};
+use super::tile::{Word, multiply};
 use crate::infer::ops::columns::Columns;
 use crate::infer::ops::pool;
 use crate::infer::ops::simd::Isa;
-
-/// Rows of `x` in one parallel task: enough to pay for reading the panel again.
-const TASK_ROWS: usize = 96;
-
-/// Multiply-adds below which a second thread costs more than it brings.
-const PARALLEL_MIN: usize = 1 << 15;
-
-/// Words that share a cache line, on which panels begin, so that no vector
-/// load crosses two.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct Line<W>([W; 16]);
 
 /// `[out, in]` in panels of words.
 #[derive(Debug)]
@@ -34,8 +23,8 @@ impl<W: Word + Default> Panels<W> {
     /// Panels of `out` rows of `width` words; `row(i, words)` writes the i-th.
     pub fn pack(out: usize, width: usize, row: impl Fn(usize, &mut [W]) + Sync) -> Self {
         let num_panels = out.div_ceil(PANEL);
-        let mut lines = vec![Line([W::default(); 16]); num_panels * width * PANEL / 16];
-        pool::for_each_chunk(&mut lines, (width * PANEL / 16).max(1), |panel, lines| {
+        let mut lines = vec![Line([W::default(); LINE]); num_panels * width * PANEL / LINE];
+        pool::for_each_chunk(&mut lines, (width * PANEL / LINE).max(1), |panel, lines| {
             let first = panel * PANEL;
             let mut rows = vec![W::default(); width * PANEL];
             for (i, words) in rows.chunks_exact_mut(width).take(out - first).enumerate() {
@@ -51,31 +40,15 @@ impl<W: Word + Default> Panels<W> {
         size_of_val(self.lines.as_slice())
     }
 
-    /// Fills `y`, `[rows, out]`, from `x`, `[rows, width]`. Tasks are (panel,
-    /// rows) pairs, panels outermost, so that what a thread reads of the weights
-    /// is contiguous for as long as nobody else takes the next panel.
+    /// Fills `y`, `[rows, out]`, from `x`, `[rows, width]`.
     pub fn matmul(&self, isa: Isa, x: &[W], y: Columns) {
-        let (width, rows) = (self.width, y.rows());
-        let row_tasks = rows.div_ceil(TASK_ROWS);
-        let num_tasks = self.out.div_ceil(PANEL) * row_tasks;
+        let width = self.width;
         let panels = words_of(&self.lines);
-        let run = |task: usize| {
-            let (panel, first) = (task / row_tasks, task % row_tasks * TASK_ROWS);
-            let last = rows.min(first + TASK_ROWS);
-            let column = panel * PANEL;
-            let count = PANEL.min(self.out - column);
+        fill(y, self.out, width, |panel, rows, store| {
+            let x = &x[rows.start * width..rows.end * width];
             let panel = &panels[panel * width * PANEL..][..width * PANEL];
-            multiply(isa, &x[first * width..last * width], width, panel, |row, sums| {
-                // SAFETY: no two tasks share a row and a panel's columns, and
-                // `y` is alive and borrowed for as long as `matmul` runs.
-                unsafe { y.write(first + row, column, &sums[..count]) };
-            });
-        };
-        if rows * self.out * width < PARALLEL_MIN {
-            (0..num_tasks).for_each(run);
-        } else {
-            pool::run(num_tasks, run);
-        }
+            multiply(isa, x, width, panel, store);
+        });
     }
 
     /// Row `id` of the matrix, `[width]` words.
@@ -116,11 +89,11 @@ fn interleave<W: Copy>(rows: &[W], width: usize, panel: &mut [W]) {
 }
 
 fn words_of<W>(lines: &[Line<W>]) -> &[W] {
-    // SAFETY: a line is sixteen words and nothing else.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 16) }
+    // SAFETY: a line is its words and nothing else.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LINE) }
 }
 
 fn words_of_mut<W>(lines: &mut [Line<W>]) -> &mut [W] {
     // SAFETY: as above; the borrow is unique.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE) }
 }

@@ -40,86 +40,70 @@ pub fn pairs_of_row<const FUSED: bool>(values: &[f32], words: &mut [u32]) {
     }
 }
 
-/// Activations rounded to bytes, as llama.cpp's Q8_1 does: a scale of its own,
-/// the largest magnitude over 127, for every [`BLOCK`].
-#[derive(Debug, Default)]
-pub struct ByteRows {
-    /// `[rows, width / 4]`, four bytes to a word, the first lowest.
-    pub codes: Vec<u32>,
-    /// `[rows, width / BLOCK]`.
-    pub blocks: Vec<ByteBlock>,
-}
-
-/// What belongs to the bytes of one block.
+/// [`BLOCK`] activations of a row rounded to bytes, as llama.cpp's Q8_1 does:
+/// with a scale of their own, the largest magnitude over 127.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ByteBlock {
     /// What a byte counts.
     pub scale: f32,
     /// The sum of the bytes.
     pub sum: i32,
+    /// The bytes, four to a word, the first lowest.
+    pub codes: [u32; BLOCK / 4],
 }
 
-impl ByteRows {
-    /// Rounds `x`, `[rows, width]`; [`BLOCK`] divides the width.
-    pub fn round(&mut self, isa: Isa, x: &[f32], width: usize) {
-        self.codes.resize(x.len() / 4, 0);
-        self.blocks.resize(x.len() / BLOCK, ByteBlock::default());
-        let rows_per_task = (TASK_ELEMENTS / width).max(1);
-        let per_task = rows_per_task * width;
-        // Two outputs of one pass: the blocks are cheap, the second pass sums them up.
-        let blocks = &mut self.blocks;
-        pool::for_each_chunk(blocks, per_task / BLOCK, |task, blocks| {
-            scales(isa, &x[task * per_task..][..blocks.len() * BLOCK], blocks);
-        });
-        let blocks = &self.blocks;
-        pool::for_each_chunk(&mut self.codes, per_task / 4, |task, codes| {
-            let start = task * per_task;
-            let blocks = &blocks[start / BLOCK..][..codes.len() * 4 / BLOCK];
-            round_blocks(isa, &x[start..start + codes.len() * 4], blocks, codes);
-        });
-        for (block, codes) in self.blocks.iter_mut().zip(self.codes.as_chunks::<8>().0) {
-            let bytes = codes.iter().flat_map(|word| word.to_le_bytes());
-            block.sum = bytes.map(|byte| i32::from(byte.cast_signed())).sum();
-        }
-    }
+/// Rounds `x`, `[rows, width]`, to bytes, into `[rows, width / BLOCK]`;
+/// [`BLOCK`] divides the width.
+pub fn to_bytes(isa: Isa, x: &[f32], blocks: &mut Vec<ByteBlock>) {
+    const TASK_BLOCKS: usize = TASK_ELEMENTS / BLOCK;
+    blocks.resize(x.len() / BLOCK, ByteBlock::default());
+    pool::for_each_chunk(blocks, TASK_BLOCKS, |task, blocks| {
+        round_blocks(isa, &x[task * TASK_ELEMENTS..][..blocks.len() * BLOCK], blocks);
+    });
 }
 
-fn scales(isa: Isa, x: &[f32], blocks: &mut [ByteBlock]) {
-    dispatch!(isa, scales_of(x: &[f32], blocks: &mut [ByteBlock]));
-}
-
-#[inline(always)]
-fn scales_of<const FUSED: bool>(x: &[f32], blocks: &mut [ByteBlock]) {
-    for (block, x) in blocks.iter_mut().zip(x.as_chunks::<BLOCK>().0) {
-        let mut largest = [0_f32; 16];
-        for (lane, largest) in largest.iter_mut().enumerate() {
-            let (a, b) = (x[lane].abs(), x[lane + 16].abs());
-            *largest = if a > b { a } else { b };
-        }
-        block.scale = largest.iter().fold(0.0_f32, |a, b| a.max(*b)) / 127.0;
-    }
-}
-
-fn round_blocks(isa: Isa, x: &[f32], blocks: &[ByteBlock], codes: &mut [u32]) {
-    dispatch!(isa, codes_of(x: &[f32], blocks: &[ByteBlock], codes: &mut [u32]));
+fn round_blocks(isa: Isa, x: &[f32], blocks: &mut [ByteBlock]) {
+    dispatch!(isa, blocks_of(x: &[f32], blocks: &mut [ByteBlock]));
 }
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "within +-127 by the choice of the scale")]
-fn codes_of<const FUSED: bool>(x: &[f32], blocks: &[ByteBlock], codes: &mut [u32]) {
+fn blocks_of<const FUSED: bool>(x: &[f32], blocks: &mut [ByteBlock]) {
     // Adding and subtracting 1.5 * 2^23 rounds to an integer without a call.
     const ROUND: f32 = 12_582_912.0;
-    let blocks = blocks.iter().zip(x.as_chunks::<BLOCK>().0);
-    for ((block, x), codes) in blocks.zip(codes.as_chunks_mut::<8>().0) {
-        let inverse = if block.scale > 0.0 { 1.0 / block.scale } else { 0.0 };
+    for (block, x) in blocks.iter_mut().zip(x.as_chunks::<BLOCK>().0) {
+        let mut largest = [0_f32; BLOCK / 2];
+        for (lane, largest) in largest.iter_mut().enumerate() {
+            let (a, b) = (x[lane].abs(), x[lane + BLOCK / 2].abs());
+            *largest = if a > b { a } else { b };
+        }
+        let scale = largest.iter().fold(0.0_f32, |a, b| a.max(*b)) / 127.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let mut bytes = [0_i8; BLOCK];
         for (byte, x) in bytes.iter_mut().zip(x) {
             *byte = ((x * inverse + ROUND) - ROUND) as i32 as i8;
         }
-        for (code, bytes) in codes.iter_mut().zip(bytes.as_chunks::<4>().0) {
-            *code = u32::from_le_bytes(bytes.map(i8::cast_unsigned));
-        }
+        *block = ByteBlock {
+            scale,
+            sum: bytes.iter().map(|byte| i32::from(*byte)).sum(),
+            codes: words_of_bytes(&bytes),
+        };
     }
+}
+
+#[inline(always)]
+fn words_of_bytes(bytes: &[i8; BLOCK]) -> [u32; BLOCK / 4] {
+    let mut words = [0; BLOCK / 4];
+    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *word = u32::from_le_bytes(bytes.map(i8::cast_unsigned));
+    }
+    words
+}
+
+/// The bytes of a word, the lowest first.
+pub const fn signed_bytes(word: u32) -> [i8; 4] {
+    let [a, b, c, d] = word.to_le_bytes();
+    [a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed()]
 }
 
 #[cfg(test)]
@@ -131,11 +115,15 @@ mod tests {
         let x: Vec<f32> =
             (0..192).map(|i| ((i * 37) as f32 * 0.11).sin() * (i / 32) as f32).collect();
         for isa in Isa::available() {
-            let mut rows = ByteRows::default();
-            rows.round(isa, &x, 96);
-            for (nth, (block, x)) in rows.blocks.iter().zip(x.chunks(BLOCK)).enumerate() {
-                let codes = rows.codes[nth * 8..nth * 8 + 8].iter().flat_map(|w| w.to_le_bytes());
-                let codes: Vec<i32> = codes.map(|byte| i32::from(byte.cast_signed())).collect();
+            let mut blocks = Vec::new();
+            to_bytes(isa, &x, &mut blocks);
+            for (block, x) in blocks.iter().zip(x.chunks(BLOCK)) {
+                let codes: Vec<i32> = block
+                    .codes
+                    .iter()
+                    .flat_map(|word| signed_bytes(*word))
+                    .map(i32::from)
+                    .collect();
                 assert_eq!(block.sum, codes.iter().sum::<i32>());
                 for (code, x) in codes.iter().zip(x) {
                     let error = (*code as f32 * block.scale - x).abs();

@@ -9,10 +9,8 @@
 //! On x86-64 the tile is written with intrinsics, because the compiler does not
 //! keep a 12 x 32 accumulator in registers on its own.
 
-use crate::infer::ops::simd::Isa;
-
-/// Columns of a panel: two AVX-512 registers, four AVX2 ones.
-pub const PANEL: usize = 32;
+use super::panel::PANEL;
+use crate::infer::ops::simd::{Isa, halves_of};
 
 /// Words of a column in one pass over a panel that more than one tile reads: a
 /// quarter of a MiB, which stays in the second-level cache.
@@ -44,7 +42,7 @@ pub fn multiply<W: Word>(
     x: &[W],
     width: usize,
     panel: &[W],
-    mut store: impl FnMut(usize, &[f32; PANEL]),
+    store: &mut dyn FnMut(usize, &[f32; PANEL]),
 ) {
     const FEW: usize = 16;
     let rows = x.len().checked_div(width).unwrap_or(0);
@@ -89,6 +87,7 @@ const fn max_height(isa: Isa) -> usize {
     }
 }
 
+/// Calls the kernel for as many rows as `$out` has.
 macro_rules! by_height {
     ($kernel:path, $tile:expr, $out:expr; $($height:literal)*) => {
         match $out.len() {
@@ -104,6 +103,8 @@ macro_rules! by_height {
         }
     };
 }
+
+pub(super) use by_height;
 
 impl Word for f32 {
     fn run(isa: Isa, tile: Tile<'_, Self>, out: &mut [[f32; PANEL]]) {
@@ -145,9 +146,11 @@ fn portable_f32<const ROWS: usize>(tile: Tile<'_, f32>, out: &mut [[f32; PANEL];
 
 /// The definition for bf16: products are exact in f32, the lower one is added first.
 fn portable_bf16<const ROWS: usize>(tile: Tile<'_, u32>, out: &mut [[f32; PANEL]; ROWS]) {
-    let low = |pair: u32| f32::from_bits(pair << 16);
-    let high = |pair: u32| f32::from_bits(pair & 0xffff_0000);
-    portable(tile, out, |sum, x, w| (sum + low(x) * low(w)) + high(x) * high(w));
+    let add = |sum: f32, x, w| {
+        let ([x_low, x_high], [w_low, w_high]) = (halves_of(x), halves_of(w));
+        (sum + x_low * w_low) + x_high * w_high
+    };
+    portable(tile, out, add);
 }
 
 #[inline(always)]
@@ -287,20 +290,65 @@ mod x86 {
         widen_256
     );
 
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    fn set1_512(pair: u32) -> __m512i {
-        _mm512_set1_epi32(pair.cast_signed())
+    /// A pair in every lane, pairs from memory, and the multiply-add of pairs
+    /// where no instruction has it: the lower product is added first.
+    macro_rules! pairs {
+        ($features:literal, $integer:ty, $float:ty, $set1:ident, $load:ident, $widen:ident,
+         $set1_epi32:ident, $loadu:ident, $slli:ident, $and:ident, $cast:ident, $fmadd:ident) => {
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn $set1(pair: u32) -> $integer {
+                $set1_epi32(pair.cast_signed())
+            }
+
+            /// # Safety
+            /// A vector from `at` on can be read.
+            #[target_feature(enable = $features)]
+            #[inline]
+            unsafe fn $load(at: *const u32) -> $integer {
+                // SAFETY: as promised by the caller.
+                unsafe { $loadu(at.cast()) }
+            }
+
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn $widen(x: $integer, w: $integer, sum: $float) -> $float {
+                let mask = $set1_epi32(0xffff_0000_u32.cast_signed());
+                let low = |v| $cast($slli::<16>(v));
+                let high = |v| $cast($and(v, mask));
+                $fmadd(high(x), high(w), $fmadd(low(x), low(w), sum))
+            }
+        };
     }
 
-    /// # Safety
-    /// 64 bytes from `at` on can be read.
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    unsafe fn load_512(at: *const u32) -> __m512i {
-        // SAFETY: as promised by the caller.
-        unsafe { _mm512_loadu_si512(at.cast()) }
-    }
+    pairs!(
+        "avx512f",
+        __m512i,
+        __m512,
+        set1_512,
+        load_512,
+        widen_512,
+        _mm512_set1_epi32,
+        _mm512_loadu_si512,
+        _mm512_slli_epi32,
+        _mm512_and_si512,
+        _mm512_castsi512_ps,
+        _mm512_fmadd_ps
+    );
+    pairs!(
+        "avx2,fma",
+        __m256i,
+        __m256,
+        set1_256,
+        load_256,
+        widen_256,
+        _mm256_set1_epi32,
+        _mm256_loadu_si256,
+        _mm256_slli_epi32,
+        _mm256_and_si256,
+        _mm256_castsi256_ps,
+        _mm256_fmadd_ps
+    );
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     #[inline]
@@ -313,41 +361,6 @@ mod x86 {
             )
         };
         _mm512_dpbf16_ps(sum, w, x)
-    }
-
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    fn widen_512(x: __m512i, w: __m512i, sum: __m512) -> __m512 {
-        let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
-        let low = |v| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v));
-        let sum = _mm512_fmadd_ps(low(x), low(w), sum);
-        let high = |v| _mm512_castsi512_ps(_mm512_and_si512(v, high));
-        _mm512_fmadd_ps(high(x), high(w), sum)
-    }
-
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    fn set1_256(pair: u32) -> __m256i {
-        _mm256_set1_epi32(pair.cast_signed())
-    }
-
-    /// # Safety
-    /// 32 bytes from `at` on can be read.
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    unsafe fn load_256(at: *const u32) -> __m256i {
-        // SAFETY: as promised by the caller.
-        unsafe { _mm256_loadu_si256(at.cast()) }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    #[inline]
-    fn widen_256(x: __m256i, w: __m256i, sum: __m256) -> __m256 {
-        let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-        let low = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
-        let sum = _mm256_fmadd_ps(low(x), low(w), sum);
-        let high = |v| _mm256_castsi256_ps(_mm256_and_si256(v, high));
-        _mm256_fmadd_ps(high(x), high(w), sum)
     }
 }
 
@@ -373,7 +386,7 @@ mod tests {
 
     fn product<W: Word>(isa: Isa, x: &[W], width: usize, panel: &[W]) -> Vec<[f32; PANEL]> {
         let mut y = vec![[f32::NAN; PANEL]; x.len() / width];
-        multiply(isa, x, width, panel, |row, sums| y[row] = *sums);
+        multiply(isa, x, width, panel, &mut |row, sums| y[row] = *sums);
         y
     }
 
