@@ -48,7 +48,7 @@ impl EngineCore {
         let pool = pool(config)?;
         let load = || Llama::load(model_config, weights, config.dtype, sizing.max_model_len);
         let model = pool.install(load)?;
-        Self::assemble(Box::new(model), pool, model_config, config, clock)
+        Self::assemble(Box::new(model), pool, sizing, model_config, config, clock)
     }
 
     /// The engine around any model whose shape `model_config` gives: it decides
@@ -62,19 +62,19 @@ impl EngineCore {
         config: &EngineConfig,
         clock: Clock,
     ) -> Result<Self, InferError> {
-        KvSizing::new(config, model_config)?;
-        Self::assemble(model, pool(config)?, model_config, config, clock)
+        let sizing = KvSizing::new(config, model_config)?;
+        Self::assemble(model, pool(config)?, sizing, model_config, config, clock)
     }
 
     fn assemble(
         model: Box<dyn Model>,
         pool: Arc<Pool>,
+        sizing: KvSizing,
         model_config: &ModelConfig,
         config: &EngineConfig,
         clock: Clock,
     ) -> Result<Self, InferError> {
         let weights_loaded_at = clock.now();
-        let sizing = KvSizing::new(config, model_config)?;
         Ok(Self {
             model,
             pool,

@@ -236,7 +236,8 @@ impl Fields {
         let prompt_logprobs = match self.get("prompt_logprobs") {
             // vLLM's word for the whole vocabulary.
             Some(value) if value.as_i64() == Some(-1) => {
-                return Err(ApiError::bad_request("prompt_logprobs is -1, at most 20 are given"));
+                let message = format!("prompt_logprobs is -1, at most {MAX_LOGPROBS} are given");
+                return Err(ApiError::bad_request(message));
             }
             _ => self.logprobs("prompt_logprobs")?,
         };

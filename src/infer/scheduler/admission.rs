@@ -50,9 +50,11 @@ impl Scheduler {
         let max_tokens = sequence.max_shared_tokens();
         let siblings = || self.running.iter().filter(|other| other.id == sequence.id);
         let Some(sibling) = siblings().find(|other| other.is_prompt_computed()) else {
-            let has_none = siblings().next().is_none();
+            if siblings().next().is_some() {
+                return None;
+            }
             let shared = self.blocks.find_cached(&sequence.token_ids, max_tokens);
-            return has_none.then_some(Head { shared, is_lookup: true });
+            return Some(Head { shared, is_lookup: true });
         };
         let num_blocks = max_tokens.min(sequence.num_prompt_tokens) / self.limits.block_size;
         let shared = sibling.block_table.head(num_blocks);

@@ -62,12 +62,10 @@ impl GgufFile {
     }
 
     fn find(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, InferError> {
-        find(&self.header, name, shape).map_err(|reason| InferError::Load {
+        find(&self.header, name, shape).map_err(|Refusal { reason, hint }| InferError::Load {
             path: self.file.path().to_owned(),
-            hint: reason.ends_with(NOT_SUPPORTED).then(|| {
-                "use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or a K-quant".to_owned()
-            }),
             reason,
+            hint: hint.map(str::to_owned),
         })
     }
 
@@ -135,8 +133,17 @@ impl WeightSource for GgufFile {
     }
 }
 
-/// How a refusal of a tensor's type ends.
-const NOT_SUPPORTED: &str = "which is not supported";
+/// Why a tensor cannot be used, and what to do about it where something can be.
+struct Refusal {
+    reason: String,
+    hint: Option<&'static str>,
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self { reason, hint: None }
+    }
+}
 
 /// What the bytes of a whole file say about the model in it, and where its tensors are.
 fn read_header(bytes: &[u8]) -> Result<(Header, Architecture, ModelConfig), String> {
@@ -154,24 +161,29 @@ fn read_header(bytes: &[u8]) -> Result<(Header, Architecture, ModelConfig), Stri
 pub(super) fn config_of(bytes: &[u8]) -> Result<ModelConfig, String> {
     let (header, _, config) = read_header(bytes)?;
     for (name, shape) in config.tensors() {
-        find(&header, &name, &shape)?;
+        find(&header, &name, &shape).map_err(|refusal| refusal.reason)?;
     }
     Ok(config)
 }
 
-fn find<'a>(header: &'a Header, name: &str, shape: &[usize]) -> Result<&'a TensorInfo, String> {
+fn find<'a>(header: &'a Header, name: &str, shape: &[usize]) -> Result<&'a TensorInfo, Refusal> {
     let stored =
         names::gguf_name(name).ok_or_else(|| format!("no GGUF has a tensor for `{name}`"))?;
     let Some(info) = header.tensors.get(&stored) else {
-        return Err(format!("tensor `{stored}` (`{name}`) is missing"));
+        return Err(format!("tensor `{stored}` (`{name}`) is missing").into());
     };
     if info.shape != shape {
-        return Err(format!("tensor `{stored}` has shape {:?}, expected {shape:?}", info.shape));
+        let reason = format!("tensor `{stored}` has shape {:?}, expected {shape:?}", info.shape);
+        return Err(reason.into());
     }
     match info.dtype {
-        TensorType::Other(_) => {
-            Err(format!("tensor `{stored}` is stored as {}, {NOT_SUPPORTED}", info.dtype))
-        }
+        TensorType::Other(_) => Err(Refusal {
+            reason: format!(
+                "tensor `{stored}` is stored as {}, which is not supported",
+                info.dtype
+            ),
+            hint: Some("use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or a K-quant"),
+        }),
         _ => Ok(info),
     }
 }
