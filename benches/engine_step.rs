@@ -71,15 +71,9 @@ fn null_config() -> ModelConfig {
         num_hidden_layers: 1,
         num_attention_heads: 1,
         num_key_value_heads: 1,
-        head_dim: 8,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        rope_scaling: None,
         max_position_embeddings: 4096,
-        tie_word_embeddings: true,
-        attention_bias: false,
         eos_token_ids: vec![2],
-        bos_token_id: None,
+        ..ModelConfig::tiny()
     }
 }
 

@@ -16,20 +16,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 fn host(config: EngineConfig) -> EngineHost {
     let model = ModelConfig {
         vocab_size: 200,
-        hidden_size: 32,
         intermediate_size: 64,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 8,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: None,
         max_position_embeddings: 4096,
-        tie_word_embeddings: true,
-        attention_bias: false,
         eos_token_ids: vec![2],
-        bos_token_id: None,
+        ..ModelConfig::tiny()
     };
     let source = ModelSource::Dummy { config: Box::new(model), seed: 11, tokenizer: None };
     EngineHost::open(&source, config, Clock::real()).unwrap()

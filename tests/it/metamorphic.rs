@@ -29,18 +29,10 @@ fn tiny() -> ModelConfig {
         vocab_size: VOCAB,
         hidden_size: 48,
         intermediate_size: 80,
-        num_hidden_layers: 2,
         num_attention_heads: 6,
-        num_key_value_heads: 2,
-        head_dim: 8,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        rope_scaling: None,
         max_position_embeddings: 256,
-        tie_word_embeddings: true,
-        attention_bias: false,
         eos_token_ids: vec![2],
-        bos_token_id: None,
+        ..ModelConfig::tiny()
     }
 }
 

@@ -66,10 +66,11 @@ impl ModelConfig {
     }
 }
 
-#[cfg(test)]
 impl ModelConfig {
-    /// Two small layers with grouped queries, for tests that need a model and no answer.
-    pub(crate) fn tiny() -> Self {
+    /// Two small layers with grouped queries, for tests and benches that need a
+    /// model and no answer: its weights are seeded noise.
+    #[must_use]
+    pub fn tiny() -> Self {
         Self {
             vocab_size: 97,
             hidden_size: 32,

@@ -116,18 +116,10 @@ fn block_model() -> ModelConfig {
         vocab_size: 288,
         hidden_size: 256,
         intermediate_size: 512,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
         head_dim: 64,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        rope_scaling: None,
         max_position_embeddings: 256,
-        tie_word_embeddings: true,
-        attention_bias: false,
         eos_token_ids: vec![257],
-        bos_token_id: None,
+        ..ModelConfig::tiny()
     }
 }
 

@@ -139,20 +139,9 @@ pub(crate) fn write_safetensors(path: &Path, weights: &[NamedTensor], dtype: Dty
 pub(crate) fn tiny_config() -> ModelConfig {
     ModelConfig {
         vocab_size: 288,
-        hidden_size: 32,
         intermediate_size: 64,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 8,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: None,
-        max_position_embeddings: 128,
-        tie_word_embeddings: true,
-        attention_bias: false,
         eos_token_ids: vec![257],
-        bos_token_id: None,
+        ..ModelConfig::tiny()
     }
 }
 
