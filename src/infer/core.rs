@@ -75,10 +75,12 @@ impl EngineCore {
         clock: Clock,
     ) -> Result<Self, InferError> {
         let weights_loaded_at = clock.now();
+        let cache = KvCache::new(&sizing, model_config, &Device::Cpu)?;
+        keep_freed_memory();
         Ok(Self {
             model,
             pool,
-            cache: KvCache::new(&sizing, model_config, &Device::Cpu)?,
+            cache,
             scheduler: Scheduler::new(SchedulerLimits::new(config, &sizing)),
             model_config: model_config.clone(),
             clock,
@@ -281,6 +283,16 @@ fn output(sequence: &Sequence, result: Result<DrawnToken, InferError>) -> StepOu
         num_cached_tokens: sequence.num_cached_tokens.unwrap_or_default(),
         result,
     }
+}
+
+/// Has the allocator keep what a step frees for the next one. glibc returns
+/// blocks from 128 KiB up to the system at once, and the next step pays for
+/// their pages again, until a larger one was freed: then it keeps all up to
+/// that size, of 32 MiB at most (`mallopt(3)`, dynamic mmap threshold). Whether
+/// loading frees such a one is chance. Other allocators take no notice.
+fn keep_freed_memory() {
+    const LARGEST: usize = 31 << 20;
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));
 }
 
 fn pool(config: &EngineConfig) -> Result<Arc<Pool>, InferError> {

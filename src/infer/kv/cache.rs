@@ -2,7 +2,6 @@
 //! block manager's business.
 
 use candle_core::{DType, Device, Tensor};
-
 use half::bf16;
 use half::vec::HalfBitsVecExt;
 
@@ -31,28 +30,27 @@ impl KvCache {
         device: &Device,
     ) -> Result<Self, InferError> {
         reserve_all(sizing)?;
+        let layers = model.num_hidden_layers;
         let (blocks, heads) = (sizing.num_blocks, model.num_key_value_heads);
-        let k_shape = (blocks, heads, model.head_dim, sizing.block_size);
-        let v_shape = (blocks, heads, sizing.block_size, model.head_dim);
-        let zeros = |shape: (usize, usize, usize, usize)| match sizing.element {
-            KvElement::F32 => Tensor::zeros(shape, DType::F32, device),
+        // One allocation for all layers: the system has the pages of a large
+        // one ready zeroed, those of many middling ones the allocator may write.
+        let zeros = |rows, columns| match sizing.element {
+            KvElement::F32 => {
+                Tensor::zeros((layers, blocks, heads, rows, columns), DType::F32, device)
+            }
             // Zeroed integers come from the system untouched; candle would write every bf16.
             KvElement::Bf16 => {
-                let bits = vec![0_u16; shape.0 * shape.1 * shape.2 * shape.3];
+                let bits = vec![0_u16; layers * blocks * heads * rows * columns];
+                let shape = (layers, blocks, heads, rows, columns);
                 Tensor::from_vec(bits.reinterpret_into::<bf16>(), shape, device)
             }
         };
-        let layers = (0..model.num_hidden_layers)
-            .map(|_| Ok((zeros(k_shape)?, zeros(v_shape)?)))
+        let k = zeros(model.head_dim, sizing.block_size)?;
+        let v = zeros(sizing.block_size, model.head_dim)?;
+        let layers = (0..layers)
+            .map(|layer| Ok((k.get(layer)?, v.get(layer)?)))
             .collect::<Result<_, candle_core::Error>>()?;
         Ok(Self { layers })
-    }
-
-    /// Bytes of all layers.
-    #[must_use]
-    pub fn num_bytes(&self) -> usize {
-        let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
-        self.layers.iter().map(|(k, v)| bytes(k) + bytes(v)).sum()
     }
 
     /// K and V of a layer.
