@@ -7,6 +7,7 @@
 //! changes a bit of the result. The query heads of a group share each K/V row.
 
 mod kernel;
+mod softmax;
 mod task;
 
 use std::sync::Arc;

@@ -5,8 +5,9 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::kernel::{Element, HALF, ScoreTile, TILE, ValueTile};
+use super::softmax::{Seen, Softmax, total, update_rows};
 use crate::infer::kv::BlockId;
-use crate::infer::ops::simd::{Isa, LANES, dispatch, exp, prefetch, sum_lanes};
+use crate::infer::ops::simd::{Isa, LANES, dispatch, prefetch};
 
 /// The layer's cache and the shapes of its heads.
 pub struct Operands<'a, E> {
@@ -52,10 +53,9 @@ struct Scratch {
     q: Vec<f32>,
     /// `[rows][TILE]`: scores, then their weights.
     scores: Vec<f32>,
-    /// `[rows]`: running maximum and sum of the softmax.
+    /// `[rows]`: see [`Softmax`].
     max: Vec<f32>,
-    sum: Vec<f32>,
-    /// `[rows]`: by how much a row's sum shrinks when its maximum grows.
+    sum: Vec<[f32; LANES]>,
     rescale: Vec<f32>,
     /// `[rows][head_dim]`: sums of weighted values.
     values: Vec<f32>,
@@ -91,7 +91,7 @@ fn run_in<E: Element + Default>(
     for (row, q) in scratch.q.chunks_exact_mut(head_dim).enumerate() {
         let start =
             (task.row + row / group) * operands.q_stride + (first_head + row % group) * head_dim;
-        q.copy_from_slice(&operands.q[start..start + head_dim]);
+        scale_to(isa, q, &operands.q[start..start + head_dim], operands.scale);
     }
     let end = task.position + task.num_tokens;
     for tile in (0..end).step_by(TILE) {
@@ -119,7 +119,7 @@ fn run_in<E: Element + Default>(
         };
         // Causal: keys after the query's own position are not seen.
         let seen = task.position + first / group + 1 - tile;
-        update_rows(isa, softmax, Seen { first: seen, group, len: keys.len }, operands.scale);
+        update_rows(isa, softmax, Seen { first: seen, group, len: keys.len });
         let value_tile = ValueTile {
             weights: scores[first * TILE..].as_ptr(),
             rescale: rescale[first..].as_ptr(),
@@ -131,23 +131,37 @@ fn run_in<E: Element + Default>(
         unsafe { E::add_values(isa, &value_tile, count) };
     }
     let sums = scratch.values.chunks_exact_mut(head_dim).zip(&scratch.sum);
-    for (row, (values, sum)) in sums.enumerate() {
-        values.iter_mut().for_each(|value| *value /= sum);
-        store(row / group, first_head + row % group, values);
+    // What `q` held is used up, and it is as wide as a result.
+    for (row, ((values, sum), result)) in sums.zip(scratch.q.chunks_exact_mut(head_dim)).enumerate()
+    {
+        scale_to(isa, result, values, 1.0 / total(*sum));
+        store(row / group, first_head + row % group, result);
+    }
+}
+
+fn scale_to(isa: Isa, to: &mut [f32], values: &[f32], factor: f32) {
+    dispatch!(isa, scaled(to: &mut [f32], values: &[f32], factor: f32));
+}
+
+#[inline(always)]
+fn scaled<const FUSED: bool>(to: &mut [f32], values: &[f32], factor: f32) {
+    for (to, value) in to.iter_mut().zip(values) {
+        *to = value * factor;
     }
 }
 
 impl Scratch {
     fn begin(&mut self, rows: usize, head_dim: usize) {
-        let fill = |values: &mut Vec<f32>, len, value| {
+        fn fill<T: Clone>(values: &mut Vec<T>, len: usize, value: T) {
             values.clear();
             values.resize(len, value);
-        };
-        fill(&mut self.q, rows * head_dim, 0.0);
-        fill(&mut self.scores, rows * TILE, 0.0);
+        }
+        // Overwritten before they are read.
+        self.q.resize(rows * head_dim, 0.0);
+        self.scores.resize(rows * TILE, 0.0);
+        self.rescale.resize(rows, 0.0);
         fill(&mut self.max, rows, f32::NEG_INFINITY);
-        fill(&mut self.sum, rows, 0.0);
-        fill(&mut self.rescale, rows, 0.0);
+        fill(&mut self.sum, rows, [0.0; LANES]);
         fill(&mut self.values, rows * head_dim, 0.0);
     }
 }
@@ -194,70 +208,6 @@ impl<E: Element + Default> Keys<E> {
         let halves = [copy.as_ptr(), copy[HALF..].as_ptr()];
         Self { k: halves, k_stride: TILE, v: rows, len, _copy: copy }
     }
-}
-
-/// The softmax of some rows.
-struct Softmax<'a> {
-    scores: &'a mut [[f32; TILE]],
-    max: &'a mut [f32],
-    sum: &'a mut [f32],
-    rescale: &'a mut [f32],
-}
-
-/// How many keys of a tile each row sees: the first token's heads `first` of
-/// them, every token after it one more, none more than `len`.
-#[derive(Debug, Clone, Copy)]
-struct Seen {
-    first: usize,
-    group: usize,
-    len: usize,
-}
-
-/// Takes a tile's scores into the softmax and turns them into weights; `rescale`
-/// becomes the factor by which everything a row has summed so far shrinks.
-fn update_rows(isa: Isa, softmax: Softmax<'_>, seen: Seen, scale: f32) {
-    dispatch!(isa, update(softmax: Softmax<'_>, seen: Seen, scale: f32));
-}
-
-#[inline(always)]
-fn update<const FUSED: bool>(softmax: Softmax<'_>, seen: Seen, scale: f32) {
-    let Softmax { scores, max, sum, rescale } = softmax;
-    let states = max.iter_mut().zip(sum).zip(rescale);
-    for (row, (scores, ((max, sum), rescale))) in scores.iter_mut().zip(states).enumerate() {
-        let seen = (seen.first + row / seen.group).min(seen.len);
-        for (key, score) in scores.iter_mut().enumerate() {
-            *score = if key < seen { *score * scale } else { f32::NEG_INFINITY };
-        }
-        let mut highest = [0_f32; LANES];
-        for (lane, highest) in highest.iter_mut().enumerate() {
-            *highest = larger(scores[lane], scores[lane + LANES]);
-        }
-        let mut width = LANES / 2;
-        while width > 0 {
-            for lane in 0..width {
-                highest[lane] = larger(highest[lane], highest[lane + width]);
-            }
-            width /= 2;
-        }
-        let new_max = larger(*max, highest[0]);
-        // e^0 is one, and most tiles bring no new maximum.
-        *rescale = if *max == new_max { 1.0 } else { exp::<FUSED>(*max - new_max) };
-        let mut sums = [0_f32; LANES];
-        for chunk in scores.as_chunks_mut::<LANES>().0 {
-            for lane in 0..LANES {
-                chunk[lane] = exp::<FUSED>(chunk[lane] - new_max);
-                sums[lane] += chunk[lane];
-            }
-        }
-        *max = new_max;
-        *sum = *sum * *rescale + sum_lanes(sums);
-    }
-}
-
-/// The maximum as one instruction; a NaN comes to light in the sum.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
 }
 
 /// Brings the K and V of `positions` nearer: blocks lie anywhere, so that the
