@@ -10,7 +10,7 @@ use crate::infer::kv::KvCache;
 use crate::infer::model::config::{EMBEDDING, OUTPUT_HEAD};
 use crate::infer::ops::linear::Matrix;
 use crate::infer::ops::{
-    Embedding, Linear, RmsNorm, RopeTable, paged_attention, rope_and_cache, silu_mul,
+    Embedding, GatedLinear, Linear, RmsNorm, RopeTable, paged_attention, rope_and_cache,
 };
 use crate::infer::weights::{Weight, WeightForm, WeightSource};
 use crate::infer::{ComputeDtype, InferError, ModelConfig};
@@ -34,8 +34,7 @@ struct Layer {
     qkv: Linear,
     output: Linear,
     post_attention_norm: RmsNorm,
-    /// gate and up side by side.
-    gate_up: Linear,
+    gate_up: GatedLinear,
     down: Linear,
 }
 
@@ -77,10 +76,10 @@ impl Llama {
     #[must_use]
     pub fn num_bytes_read(&self) -> usize {
         let layer = |layer: &Layer| {
-            [&layer.qkv, &layer.output, &layer.gate_up, &layer.down].map(Linear::num_bytes)
+            let linears = [&layer.qkv, &layer.output, &layer.down];
+            linears.map(Linear::num_bytes).iter().sum::<usize>() + layer.gate_up.num_bytes()
         };
-        let layers = self.layers.iter().flat_map(layer).sum::<usize>();
-        layers + self.lm_head.num_bytes()
+        self.layers.iter().map(layer).sum::<usize>() + self.lm_head.num_bytes()
     }
 
     /// Computes all rows of `batch`, writes their K and V to `cache`, and
@@ -101,7 +100,7 @@ impl Llama {
         }
         let rows = Tensor::new(batch.logit_rows.as_slice(), &Device::Cpu)?;
         let x = x.index_select(&rows, 0)?;
-        let x = self.norm.forward(&x)?;
+        let x = self.norm.forward(&x, self.lm_head.input_dtype())?;
         Ok(Some(self.lm_head.forward(&x)?))
     }
 
@@ -116,14 +115,14 @@ impl Llama {
     ) -> CandleResult<()> {
         let config = &self.config;
         let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
-        let h = layer.input_norm.forward(x)?;
+        let h = layer.input_norm.forward(x, layer.qkv.input_dtype())?;
         let qkv = layer.qkv.forward(&h)?.reshape(((), heads, config.head_dim))?;
         rope_and_cache(&qkv, kv, &batch.positions, &batch.slot_mapping, &self.rope)?;
         let q = qkv.narrow(1, 0, config.num_attention_heads)?;
         let h = paged_attention(&q, kv.0, kv.1, &batch.layout)?;
         layer.output.forward_add(&h, x)?;
-        let h = layer.post_attention_norm.forward(x)?;
-        let h = silu_mul(&layer.gate_up.forward(&h)?)?;
+        let h = layer.post_attention_norm.forward(x, layer.gate_up.input_dtype())?;
+        let h = layer.gate_up.forward(&h, layer.down.input_dtype())?;
         layer.down.forward_add(&h, x)
     }
 }
@@ -171,13 +170,16 @@ impl<'a> Loader<'a> {
             None
         };
         let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
-        let gate_up = [("mlp.gate_proj", inner), ("mlp.up_proj", inner)];
+        let inner_matrix = |part: &str| {
+            let weight = self.matrix(&name(&format!("mlp.{part}_proj.weight")), inner, hidden)?;
+            Ok::<_, InferError>(Matrix::pack(&[weight], self.dtype)?)
+        };
         Ok(Layer {
             input_norm: self.norm(&name("input_layernorm.weight"))?,
             qkv: linear(&qkv, hidden, bias)?,
             output: linear(&[("self_attn.o_proj", hidden)], q, None)?,
             post_attention_norm: self.norm(&name("post_attention_layernorm.weight"))?,
-            gate_up: linear(&gate_up, hidden, None)?,
+            gate_up: GatedLinear::new(inner_matrix("gate")?, inner_matrix("up")?)?,
             down: linear(&[("mlp.down_proj", hidden)], inner, None)?,
         })
     }

@@ -1,10 +1,12 @@
 //! Fused operations over candle tensors, each with the CPU body that defines
-//! it. Activations are flat: `[num_tokens, width]`, f32, contiguous.
+//! it. Activations are flat: `[num_tokens, width]`, contiguous, f32 or,
+//! between an op and a layer that multiplies in bf16, bf16.
 //!
 //! What a row comes out as never depends on the rows beside it: every op
 //! accumulates a row in one fixed order, so a sequence computes the same bits
 //! alone, in any batch, in chunks or whole.
 
+mod activation;
 pub mod attention;
 mod columns;
 pub mod embedding;
@@ -12,15 +14,13 @@ pub mod linear;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope_and_cache;
-pub mod silu_mul;
 mod simd;
 
 pub use attention::paged_attention;
 pub use embedding::Embedding;
-pub use linear::Linear;
+pub use linear::{GatedLinear, Linear};
 pub use rms_norm::RmsNorm;
 pub use rope_and_cache::{RopeTable, rope_and_cache};
-pub use silu_mul::silu_mul;
 
 use std::ops::Range;
 

@@ -1,7 +1,8 @@
 //! Root-mean-square norm: `x / sqrt(mean(x^2) + eps) * weight`, row by row.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
+use super::activation::{Activation, by_dtype};
 use super::simd::{Isa, dispatch, dot};
 use super::{f32_slice, pool};
 
@@ -23,16 +24,31 @@ impl RmsNorm {
         Self { weight, eps: eps as f32 }
     }
 
-    /// `[num_tokens, hidden]` to the same shape.
+    /// `[num_tokens, hidden]` to the same shape of `dtype`, f32 or bf16.
     ///
     /// # Errors
     /// When the width is another.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.apply_op1_no_bwd(&Forward(self))
+    pub fn forward(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
+        x.apply_op1_no_bwd(&Forward { norm: self, dtype })
+    }
+
+    fn run<T: Activation>(&self, x: &[f32]) -> CpuStorage {
+        let width = self.weight.len();
+        let mut y = vec![T::default(); x.len()];
+        let isa = Isa::detect();
+        let rows = (TASK_ELEMENTS / width).max(1);
+        pool::for_each_chunk(&mut y, rows * width, |task, y| {
+            let x = &x[task * rows * width..][..y.len()];
+            normalise(isa, x, &self.weight, self.eps, y);
+        });
+        T::storage(y)
     }
 }
 
-struct Forward<'a>(&'a RmsNorm);
+struct Forward<'a> {
+    norm: &'a RmsNorm,
+    dtype: DType,
+}
 
 impl CustomOp1 for Forward<'_> {
     fn name(&self) -> &'static str {
@@ -40,35 +56,28 @@ impl CustomOp1 for Forward<'_> {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let RmsNorm { weight, eps } = self.0;
-        let width = weight.len();
+        let width = self.norm.weight.len();
         if layout.shape().dims2()?.1 != width {
             bail!("expected x of [_, {width}], got {layout:?}");
         }
         let x = f32_slice(x, layout, "x")?;
-        let mut y = vec![0_f32; x.len()];
-        let isa = Isa::detect();
-        let rows = (TASK_ELEMENTS / width).max(1);
-        pool::for_each_chunk(&mut y, rows * width, |task, y| {
-            let x = &x[task * rows * width..][..y.len()];
-            normalise(isa, x, weight, *eps, y);
-        });
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+        let y = by_dtype!(self.dtype, T => self.norm.run::<T>(x));
+        Ok((y, layout.shape().clone()))
     }
 }
 
-fn normalise(isa: Isa, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-    dispatch!(isa, rows(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]));
+fn normalise<T: Activation>(isa: Isa, x: &[f32], weight: &[f32], eps: f32, y: &mut [T]) {
+    dispatch!(isa, rows<T: Activation>(x: &[f32], weight: &[f32], eps: f32, y: &mut [T]));
 }
 
 #[inline(always)]
 #[expect(clippy::cast_precision_loss, reason = "a row is narrow")]
-fn rows<const FUSED: bool>(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+fn rows<const FUSED: bool, T: Activation>(x: &[f32], weight: &[f32], eps: f32, y: &mut [T]) {
     let width = weight.len();
     for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
         let scale = 1.0 / (dot::<FUSED>(x, x) / width as f32 + eps).sqrt();
         for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
-            *y = x * scale * weight;
+            *y = T::round(x * scale * weight);
         }
     }
 }
@@ -76,6 +85,7 @@ fn rows<const FUSED: bool>(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
+    use half::bf16;
 
     use super::*;
 
@@ -89,6 +99,9 @@ mod tests {
         for isa in Isa::available() {
             let mut y = vec![0.0; x.len()];
             normalise(isa, &x, &weight, 1e-5, &mut y);
+            let mut rounded = vec![bf16::ZERO; x.len()];
+            normalise(isa, &x, &weight, 1e-5, &mut rounded);
+            assert!(rounded.iter().zip(&y).all(|(rounded, y)| *rounded == bf16::from_f32(*y)));
             for (ours, candles) in y.iter().zip(flat(&candles)) {
                 assert!((ours - candles).abs() < 1e-5, "{isa:?}: {ours} and {candles}");
             }

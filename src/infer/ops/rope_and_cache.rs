@@ -6,17 +6,26 @@
 //! so they are here: parity with the reference counts for more than precision.
 
 use std::f32::consts::PI;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
-use half::bf16;
 
+use super::activation::Activation;
+use super::columns::Columns;
+use super::simd::{Isa, dispatch};
 use super::{contiguous, f32_slice, f32_slice_mut, pool};
 use crate::infer::ModelConfig;
 use crate::infer::model::config::RopeScaling;
 
 /// Rows that one task rotates.
 const TASK_ROWS: usize = 16;
+
+/// Elements of a head that one task stores.
+const TASK_ELEMENTS: usize = 16;
+
+/// Tokens from which a second thread pays.
+const PARALLEL_TOKENS: usize = 16;
 
 /// Cosine and sine of every angle up to a length. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -198,8 +207,8 @@ impl InplaceOp2 for Store<'_> {
         let range = contiguous(cache_layout, "the cache")?;
         let shapes = (cache_layout.shape().dims4()?, rows_layout.shape().dims3()?);
         match cache {
-            CpuStorage::F32(cache) => self.copy(&mut cache[range], rows, shapes, |x| x),
-            CpuStorage::BF16(cache) => self.copy(&mut cache[range], rows, shapes, bf16::from_f32),
+            CpuStorage::F32(cache) => self.copy(&mut cache[range], rows, shapes),
+            CpuStorage::BF16(cache) => self.copy(&mut cache[range], rows, shapes),
             _ => bail!("the cache must be f32 or bf16"),
         }
     }
@@ -209,35 +218,72 @@ impl InplaceOp2 for Store<'_> {
 type Shapes = ((usize, usize, usize, usize), (usize, usize, usize));
 
 impl Store<'_> {
-    fn copy<E: Copy>(
+    fn copy<E: Activation>(
         &self,
         cache: &mut [E],
         rows: &[f32],
-        ((num_blocks, kv_heads, inner, outer), (_, heads, head_dim)): Shapes,
-        round: impl Fn(f32) -> E,
+        ((num_blocks, kv_heads, inner, outer), (num_tokens, heads, head_dim)): Shapes,
     ) -> Result<()> {
         let block_size = if self.order == Order::Tokens { inner } else { outer };
         let num_slots = num_blocks * block_size;
-        for (row, slot) in rows.chunks_exact(heads * head_dim).zip(self.slot_mapping) {
-            if *slot >= num_slots {
-                bail!("slot {slot} of a cache of {num_slots}");
-            }
-            let (block, within) = (slot / block_size, slot % block_size);
-            let values = &row[self.first_column..self.first_column + kv_heads * head_dim];
-            for (head, values) in values.chunks_exact(head_dim).enumerate() {
-                let start = (block * kv_heads + head) * block_size * head_dim;
-                let block = &mut cache[start..start + block_size * head_dim];
-                let (first, step) = match self.order {
-                    Order::Tokens => (within * head_dim, 1),
-                    Order::Elements => (within, block_size),
-                };
-                for (place, value) in block[first..].iter_mut().step_by(step).zip(values) {
-                    *place = round(*value);
+        if let Some(slot) = self.slot_mapping.iter().find(|slot| **slot >= num_slots) {
+            bail!("slot {slot} of a cache of {num_slots}");
+        }
+        let len = cache.len();
+        let cache = Columns::of(cache, len, false);
+        let isa = Isa::detect();
+        let width = heads * head_dim;
+        let store = |head: usize, elements: Range<usize>| {
+            let mut row = 0;
+            for run in self.slot_mapping.chunk_by(|a, b| a + 1 == *b && b % block_size != 0) {
+                let (block, within) = (run[0] / block_size, run[0] % block_size);
+                let block = (block * kv_heads + head) * block_size * head_dim;
+                let first = row * width + self.first_column + head * head_dim;
+                let rows = &rows[first + elements.start..];
+                // SAFETY: tasks differ in head or elements, so that none writes
+                // where another does, whatever the slots; the cache is
+                // borrowed until all are done.
+                let slot = |at: usize, len: usize| unsafe { cache.slot(0, block + at, len) };
+                match self.order {
+                    Order::Tokens => {
+                        for (token, row) in rows.chunks(width).take(run.len()).enumerate() {
+                            let at = (within + token) * head_dim + elements.start;
+                            round_row(isa, &row[..elements.len()], slot(at, elements.len()));
+                        }
+                    }
+                    Order::Elements => {
+                        let own = slot(elements.start * block_size, elements.len() * block_size);
+                        for (element, places) in own.chunks_exact_mut(block_size).enumerate() {
+                            let places = places[within..within + run.len()].iter_mut();
+                            for (place, row) in places.zip(rows[element..].iter().step_by(width)) {
+                                *place = E::round(*row);
+                            }
+                        }
+                    }
                 }
+                row += run.len();
             }
+        };
+        if num_tokens < PARALLEL_TOKENS {
+            (0..kv_heads).for_each(|head| store(head, 0..head_dim));
+        } else {
+            let parts = head_dim.div_ceil(TASK_ELEMENTS);
+            pool::run(kv_heads * parts, |task| {
+                let first = task % parts * TASK_ELEMENTS;
+                store(task / parts, first..head_dim.min(first + TASK_ELEMENTS));
+            });
         }
         Ok(())
     }
+}
+
+fn round_row<E: Activation>(isa: Isa, values: &[f32], places: &mut [E]) {
+    dispatch!(isa, rounded<E: Activation>(values: &[f32], places: &mut [E]));
+}
+
+#[inline(always)]
+fn rounded<const FUSED: bool, E: Activation>(values: &[f32], places: &mut [E]) {
+    places.iter_mut().zip(values).for_each(|(place, value)| *place = E::round(*value));
 }
 
 #[cfg(test)]

@@ -75,16 +75,16 @@ pub fn halves_of(pair: u32) -> [f32; 2] {
 /// Runs `$f::<FUSED>(args)` compiled for `$isa`: the compiler vectorises the
 /// body three times over.
 macro_rules! dispatch {
-    ($isa:expr, $f:ident($($arg:ident: $type:ty),* $(,)?)) => {{
+    ($isa:expr, $f:ident $(<$T:ident: $bound:path>)? ($($arg:ident: $type:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-        fn avx512($($arg: $type),*) {
-            $f::<true>($($arg),*);
+        fn avx512 $(<$T: $bound>)? ($($arg: $type),*) {
+            $f::<true $(, $T)?>($($arg),*);
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2($($arg: $type),*) {
-            $f::<true>($($arg),*);
+        fn avx2 $(<$T: $bound>)? ($($arg: $type),*) {
+            $f::<true $(, $T)?>($($arg),*);
         }
         match $isa {
             #[cfg(target_arch = "x86_64")]
@@ -100,7 +100,7 @@ macro_rules! dispatch {
                 // SAFETY: as above.
                 unsafe { avx2($($arg),*) }
             }
-            $crate::infer::ops::simd::Isa::Portable => $f::<false>($($arg),*),
+            $crate::infer::ops::simd::Isa::Portable => $f::<false $(, $T)?>($($arg),*),
         }
     }};
 }

@@ -183,7 +183,6 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
-    use crate::infer::ops::columns::Columns;
     use crate::infer::ops::linear::blocks::BlockPanels;
     use crate::infer::ops::linear::rounded::{BLOCK, to_bytes};
     use crate::infer::weights::QuantizedRows;
@@ -208,7 +207,12 @@ mod tests {
     fn product(isa: Isa, panels: &BlockPanels, x: &[ByteBlock], out: usize) -> Vec<f32> {
         let rows = x.len() / (panels.width() / BLOCK);
         let mut y = vec![f32::NAN; rows * out];
-        panels.matmul(isa, x, Columns::of(&mut y, out, false));
+        for (panel, first) in (0..out).step_by(PANEL).enumerate() {
+            panels.multiply(isa, x, panel, 0..rows, &mut |row, sums| {
+                let y = &mut y[row * out + first..(row + 1) * out];
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum);
+            });
+        }
         y
     }
 

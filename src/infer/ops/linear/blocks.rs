@@ -3,14 +3,15 @@
 //! then its scales, then its minima. A step streams every byte once, in address
 //! order, whatever the number of tokens.
 
+use std::ops::Range;
+
 use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Result, Tensor, bail};
 use half::f16;
 
 use super::block_tile::{self, BlockTile};
-use super::panel::{LINE, Line, PANEL, fill};
+use super::panel::{LINE, Line, PANEL};
 use super::rounded::{BLOCK, ByteBlock};
-use crate::infer::ops::columns::Columns;
 use crate::infer::ops::pool;
 use crate::infer::ops::simd::Isa;
 use crate::infer::weights::QuantizedRows;
@@ -118,23 +119,28 @@ impl BlockPanels {
         size_of_val(self.lines.as_slice())
     }
 
-    /// Fills `y`, `[rows, out]`, from activations of as many rows.
-    pub fn matmul(&self, isa: Isa, x: &[ByteBlock], y: Columns) {
+    /// Multiplies `rows` of `x`, `[_, blocks]`, with a panel.
+    pub fn multiply(
+        &self,
+        isa: Isa,
+        x: &[ByteBlock],
+        panel: usize,
+        rows: Range<usize>,
+        store: &mut dyn FnMut(usize, &[f32; PANEL]),
+    ) {
         let per_panel = self.blocks * self.format.lines();
         let height = block_tile::max_height(isa);
-        fill(y, self.out, self.width(), |panel, rows, store| {
-            let lines = &self.lines[panel * per_panel..][..per_panel];
-            let mut sums = [[0_f32; PANEL]; block_tile::MAX_HEIGHT];
-            for first in (0..rows.len()).step_by(height) {
-                let sums = &mut sums[..height.min(rows.len() - first)];
-                let x = &x[(rows.start + first) * self.blocks..];
-                let tile = BlockTile { format: self.format, lines, x, num_blocks: self.blocks };
-                block_tile::run(isa, tile, sums);
-                for (nth, sums) in sums.iter().enumerate() {
-                    store(first + nth, sums);
-                }
+        let lines = &self.lines[panel * per_panel..][..per_panel];
+        let mut sums = [[0_f32; PANEL]; block_tile::MAX_HEIGHT];
+        for first in (0..rows.len()).step_by(height) {
+            let sums = &mut sums[..height.min(rows.len() - first)];
+            let x = &x[(rows.start + first) * self.blocks..];
+            let tile = BlockTile { format: self.format, lines, x, num_blocks: self.blocks };
+            block_tile::run(isa, tile, sums);
+            for (nth, sums) in sums.iter().enumerate() {
+                store(first + nth, sums);
             }
-        });
+        }
     }
 
     /// The matrix's rows `ids`, `[ids, in]`, in f32.

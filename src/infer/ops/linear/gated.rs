@@ -2,17 +2,23 @@
 //! panel are made one after the other and gated while they are in cache, so that
 //! neither is ever written to memory.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::matrix::Matrix;
-use super::panel::{PANEL, TASK_ROWS, fill};
+use super::panel::{PANEL, fill};
 use super::rounded::with_input;
 use super::{check_dtype, input_dtype};
 use crate::infer::ops::activation::{Activation, Activations, by_dtype};
 use crate::infer::ops::columns::Columns;
 use crate::infer::ops::simd::{Isa, dispatch, exp};
+
+thread_local! {
+    /// The gates of a task's rows; kept, so that a task need not clear them.
+    static GATES: RefCell<Vec<[f32; PANEL]>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Two matrices of `[inner, in]`.
 #[derive(Debug)]
@@ -72,15 +78,17 @@ impl GatedLinear {
             let y = Columns::of(&mut y, inner, false);
             fill(num_tokens, inner, 2 * width, |panel, rows, columns| {
                 let first = rows.start;
-                let mut gates = [[0_f32; PANEL]; TASK_ROWS];
-                gate.multiply_panel(isa, input, panel, rows.clone(), &mut |row, sums| {
-                    gates[row] = *sums;
-                });
-                up.multiply_panel(isa, input, panel, rows, &mut |row, sums| {
-                    // SAFETY: no two tasks share a row and a panel's columns, and
-                    // `y` is alive and borrowed until all are done.
-                    let y = unsafe { y.slot(first + row, columns.start, columns.len()) };
-                    gate_row(isa, &gates[row], sums, y);
+                GATES.with_borrow_mut(|gates| {
+                    gates.resize(gates.len().max(rows.len()), [0.0; PANEL]);
+                    gate.multiply_panel(isa, input, panel, rows.clone(), &mut |row, sums| {
+                        gates[row] = *sums;
+                    });
+                    up.multiply_panel(isa, input, panel, rows, &mut |row, sums| {
+                        // SAFETY: no two tasks share a row and a panel's columns,
+                        // and `y` is alive and borrowed until all are done.
+                        let y = unsafe { y.slot(first + row, columns.start, columns.len()) };
+                        gate_row(isa, &gates[row], sums, y);
+                    });
                 });
             });
             Ok::<_, candle_core::Error>(())

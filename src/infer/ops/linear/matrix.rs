@@ -1,14 +1,15 @@
 //! One weight matrix in the form in which it is multiplied.
 
-use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::{QMatMul, QTensor};
 use candle_core::{Device, Module, Result, Storage, Tensor, bail};
 
 use super::blocks::{BlockFormat, BlockPanels};
+use super::panel::{PANEL, fill};
 use super::panels::{Panels, gather};
-use super::rounded::{ByteBlock, pairs_of_row, to_bytes, to_pairs};
+use super::rounded::{Input, InputForm, pairs_of_row};
 use crate::infer::ComputeDtype;
 use crate::infer::ops::columns::Columns;
 use crate::infer::ops::f32_slice;
@@ -35,13 +36,6 @@ enum Form {
         matmul: QMatMul,
         tensor: Arc<QTensor>,
     },
-}
-
-thread_local! {
-    /// Activations in the form that a matrix takes; kept, so that a step
-    /// allocates nothing for them.
-    static PAIRS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    static BYTES: RefCell<Vec<ByteBlock>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Matrix {
@@ -126,29 +120,59 @@ impl Matrix {
         Ok(Self { form, out_features, in_features })
     }
 
-    /// Fills `y`, or adds to it, from `x`, `[rows, in]`.
-    pub(super) fn matmul(&self, x: &[f32], y: Columns) -> Result<()> {
-        let isa = Isa::detect();
-        match &self.form {
-            Form::F32(panels) => panels.matmul(isa, x, y),
-            Form::Bf16(panels) => PAIRS.with_borrow_mut(|pairs| {
-                to_pairs(isa, x, self.in_features, pairs);
-                panels.matmul(isa, pairs, y);
-            }),
-            Form::Blocks(panels) => BYTES.with_borrow_mut(|bytes| {
-                to_bytes(isa, x, bytes);
-                panels.matmul(isa, bytes, y);
-            }),
-            Form::Candle { matmul, .. } => {
-                let x = Tensor::from_slice(x, (y.rows(), self.in_features), &Device::Cpu)?;
-                let product = matmul.forward(&x)?.flatten_all()?.to_vec1::<f32>()?;
-                for (row, values) in product.chunks_exact(self.out_features).enumerate() {
-                    // SAFETY: no other thread is at work, and `y` is alive and
-                    // not borrowed otherwise while a layer runs.
-                    unsafe { y.write(row, 0, values) };
-                }
-            }
+    /// The form in which it takes a layer's input.
+    pub(super) const fn input_form(&self) -> InputForm {
+        match self.form {
+            Form::F32(_) | Form::Candle { .. } => InputForm::F32,
+            Form::Bf16(_) => InputForm::Pairs,
+            Form::Blocks(_) => InputForm::Bytes,
         }
+    }
+
+    /// Whether the matrix lies in panels: see [`Matrix::multiply_panel`].
+    pub(super) const fn has_panels(&self) -> bool {
+        !matches!(self.form, Form::Candle { .. })
+    }
+
+    /// Multiplies `rows` of the input with a panel, and hands each row's
+    /// results, counted from the first, to `store`.
+    pub(super) fn multiply_panel(
+        &self,
+        isa: Isa,
+        input: Input<'_>,
+        panel: usize,
+        rows: Range<usize>,
+        store: &mut dyn FnMut(usize, &[f32; PANEL]),
+    ) {
+        match &self.form {
+            Form::F32(panels) => panels.multiply(isa, input.values, panel, rows, store),
+            Form::Bf16(panels) => panels.multiply(isa, input.pairs, panel, rows, store),
+            Form::Blocks(panels) => panels.multiply(isa, input.bytes, panel, rows, store),
+            Form::Candle { .. } => {}
+        }
+    }
+
+    /// Fills `y`, or adds to it.
+    pub(super) fn matmul(&self, isa: Isa, input: Input<'_>, y: Columns<f32>) -> Result<()> {
+        if let Form::Candle { matmul, .. } = &self.form {
+            let x = Tensor::from_slice(input.values, (y.rows(), self.in_features), &Device::Cpu)?;
+            let product = matmul.forward(&x)?.flatten_all()?.to_vec1::<f32>()?;
+            for (row, values) in product.chunks_exact(self.out_features).enumerate() {
+                // SAFETY: no other thread is at work, and `y` is alive and
+                // not borrowed otherwise while a layer runs.
+                unsafe { y.write(row, 0, values) };
+            }
+            return Ok(());
+        }
+        fill(y.rows(), self.out_features, self.in_features, |panel, rows, columns| {
+            let first = rows.start;
+            self.multiply_panel(isa, input, panel, rows, &mut |row, sums| {
+                let sums = &sums[..columns.len()];
+                // SAFETY: no two tasks share a row and a panel's columns, and `y`
+                // is alive and borrowed for as long as a layer runs.
+                unsafe { y.write(first + row, columns.start, sums) };
+            });
+        });
         Ok(())
     }
 

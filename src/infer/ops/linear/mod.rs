@@ -3,20 +3,25 @@
 
 mod block_tile;
 mod blocks;
+mod gated;
 mod matrix;
 mod panel;
 mod panels;
 mod rounded;
 mod tile;
 
+pub use gated::GatedLinear;
 pub use matrix::Matrix;
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp2, Layout, Result, Shape, Tensor, bail};
 
+use self::rounded::{InputForm, with_input};
+use super::activation::Activations;
 use super::columns::Columns;
-use super::{f32_slice, f32_slice_mut};
+use super::f32_slice_mut;
+use super::simd::Isa;
 use crate::infer::ComputeDtype;
 use crate::infer::weights::Weight;
 
@@ -102,6 +107,13 @@ impl Linear {
         self.parts.iter().map(|(_, matrix)| matrix.num_bytes()).sum()
     }
 
+    /// What its input is best made of: bf16 if all of its matrices would round
+    /// it to that, else f32.
+    #[must_use]
+    pub fn input_dtype(&self) -> DType {
+        input_dtype(self.parts.iter().map(|(_, matrix)| &**matrix), self.in_features)
+    }
+
     fn check(&self, layout: &Layout) -> Result<usize> {
         let (num_tokens, width) = layout.shape().dims2()?;
         if width != self.in_features {
@@ -110,17 +122,38 @@ impl Linear {
         Ok(num_tokens)
     }
 
-    fn run(&self, x: &[f32], y: &mut [f32], add: bool) -> Result<()> {
+    fn run(&self, x: Activations<'_>, y: &mut [f32], add: bool) -> Result<()> {
+        check_dtype(x, self.input_dtype())?;
         let columns = Columns::of(y, self.out_features, add);
-        for (column, matrix) in &self.parts {
-            matrix.matmul(x, columns.starting_at(*column))?;
-        }
+        let isa = Isa::detect();
+        let forms = self.parts.iter().map(|(_, matrix)| matrix.input_form());
+        with_input(isa, x, self.in_features, forms, |input| {
+            let mut parts = self.parts.iter();
+            parts.try_for_each(|(first, matrix)| {
+                matrix.matmul(isa, input, columns.starting_at(*first))
+            })
+        })?;
         if let Some(bias) = &self.bias {
             for row in y.chunks_exact_mut(self.out_features) {
                 row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
             }
         }
         Ok(())
+    }
+}
+
+/// See [`Linear::input_dtype`].
+fn input_dtype<'a>(matrices: impl IntoIterator<Item = &'a Matrix>, in_features: usize) -> DType {
+    let pairs = |matrix: &Matrix| matrix.input_form() == InputForm::Pairs;
+    let all = matrices.into_iter().all(pairs) && in_features.is_multiple_of(2);
+    if all { DType::BF16 } else { DType::F32 }
+}
+
+/// f32 can be rounded to whatever is needed, bf16 can not become f32 again.
+fn check_dtype(x: Activations<'_>, best: DType) -> Result<()> {
+    match (x.dtype(), best) {
+        (DType::F32, _) | (DType::BF16, DType::BF16) => Ok(()),
+        (other, _) => bail!("this layer takes f32, got {other:?}"),
     }
 }
 
@@ -134,7 +167,7 @@ impl CustomOp1 for Forward<'_> {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let num_tokens = self.0.check(layout)?;
         let mut y = vec![0_f32; num_tokens * self.0.out_features];
-        self.0.run(f32_slice(x, layout, "x")?, &mut y, false)?;
+        self.0.run(Activations::of(x, layout, "x")?, &mut y, false)?;
         Ok((CpuStorage::F32(y), Shape::from((num_tokens, self.0.out_features))))
     }
 }
@@ -156,7 +189,7 @@ impl InplaceOp2 for Forward<'_> {
             bail!("expected a sum of [{num_tokens}, {}], got {sum_layout:?}", self.0.out_features);
         }
         let sum = f32_slice_mut(sum, sum_layout, "the sum")?;
-        self.0.run(f32_slice(x, layout, "x")?, sum, true)
+        self.0.run(Activations::of(x, layout, "x")?, sum, true)
     }
 }
 

@@ -2,13 +2,17 @@
 //! output columns, each `[words, 32]`. A step then streams every weight once, in
 //! address order, whatever the number of tokens.
 
+use std::ops::Range;
+
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::panel::{LINE, Line, PANEL, fill};
+use super::panel::{LINE, Line, PANEL};
 use super::tile::{Word, multiply};
-use crate::infer::ops::columns::Columns;
 use crate::infer::ops::pool;
 use crate::infer::ops::simd::Isa;
+
+/// Rows that one task gathers.
+const GATHER_ROWS: usize = 16;
 
 /// `[out, in]` in panels of words.
 #[derive(Debug)]
@@ -40,24 +44,25 @@ impl<W: Word + Default> Panels<W> {
         size_of_val(self.lines.as_slice())
     }
 
-    /// Fills `y`, `[rows, out]`, from `x`, `[rows, width]`.
-    pub fn matmul(&self, isa: Isa, x: &[W], y: Columns) {
+    /// Multiplies `rows` of `x`, `[_, width]`, with a panel.
+    pub fn multiply(
+        &self,
+        isa: Isa,
+        x: &[W],
+        panel: usize,
+        rows: Range<usize>,
+        store: &mut dyn FnMut(usize, &[f32; PANEL]),
+    ) {
         let width = self.width;
-        let panels = words_of(&self.lines);
-        fill(y, self.out, width, |panel, rows, store| {
-            let x = &x[rows.start * width..rows.end * width];
-            let panel = &panels[panel * width * PANEL..][..width * PANEL];
-            multiply(isa, x, width, panel, store);
-        });
+        let x = &x[rows.start * width..rows.end * width];
+        let panel = &words_of(&self.lines)[panel * width * PANEL..][..width * PANEL];
+        multiply(isa, x, width, panel, store);
     }
 
     /// Row `id` of the matrix, `[width]` words.
-    pub fn row(&self, id: usize) -> Result<impl Iterator<Item = W> + '_> {
-        if id >= self.out {
-            bail!("row {id} of a matrix of {} rows", self.out);
-        }
+    fn row(&self, id: usize) -> impl Iterator<Item = W> + '_ {
         let panel = &words_of(&self.lines)[id / PANEL * self.width * PANEL..];
-        Ok(panel.iter().skip(id % PANEL).step_by(PANEL).take(self.width).copied())
+        panel.iter().skip(id % PANEL).step_by(PANEL).take(self.width).copied()
     }
 }
 
@@ -65,13 +70,23 @@ impl<W: Word + Default> Panels<W> {
 pub fn gather<W: Word + Default, const N: usize>(
     panels: &Panels<W>,
     ids: &[u32],
-    values: impl Fn(W) -> [f32; N],
+    values: impl Fn(W) -> [f32; N] + Sync,
 ) -> Result<Tensor> {
-    let mut rows: Vec<f32> = Vec::with_capacity(ids.len() * panels.width * N);
-    for id in ids {
-        rows.extend(panels.row(*id as usize)?.flat_map(&values));
+    let words = panels.width;
+    if let Some(id) = ids.iter().find(|id| **id as usize >= panels.out) {
+        bail!("row {id} of a matrix of {} rows", panels.out);
     }
-    Tensor::from_vec(rows, (ids.len(), panels.width * N), &Device::Cpu)
+    let mut rows = vec![0_f32; ids.len() * words * N];
+    pool::for_each_chunk(&mut rows, GATHER_ROWS * words * N, |task, rows| {
+        let ids = &ids[task * GATHER_ROWS..];
+        for (row, id) in rows.chunks_exact_mut(words * N).zip(ids) {
+            let (floats, _) = row.as_chunks_mut::<N>();
+            for (floats, word) in floats.iter_mut().zip(panels.row(*id as usize)) {
+                *floats = values(word);
+            }
+        }
+    });
+    Tensor::from_vec(rows, (ids.len(), words * N), &Device::Cpu)
 }
 
 /// Writes `rows`, `[PANEL, width]`, as the columns of `panel`.

@@ -1,6 +1,11 @@
 //! Activations in the form that a matrix takes: pairs of bf16, or bytes with a
-//! scale for every 32 of them. Rounded once a layer, for all of its columns.
+//! scale for every 32 of them. Rounded once a layer, for all of its matrices.
 
+use std::cell::Cell;
+
+use half::bf16;
+
+use crate::infer::ops::activation::Activations;
 use crate::infer::ops::pool;
 use crate::infer::ops::simd::{Isa, dispatch, pair_of};
 
@@ -10,9 +15,93 @@ const TASK_ELEMENTS: usize = 1 << 14;
 /// Activations that share a scale: a block of GGML's formats.
 pub const BLOCK: usize = 32;
 
+/// What a matrix multiplies with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputForm {
+    /// f32 as they are.
+    F32,
+    /// See [`Input::pairs`].
+    Pairs,
+    /// See [`Input::bytes`].
+    Bytes,
+}
+
+/// A layer's input, `[rows, width]`. What no matrix of the layer takes is empty.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Input<'a> {
+    /// As the op before left it.
+    pub values: &'a [f32],
+    /// `[rows, width / 2]`, two bf16 to a word; the last of an odd row is half zero.
+    pub pairs: &'a [u32],
+    /// `[rows, width / BLOCK]`.
+    pub bytes: &'a [ByteBlock],
+}
+
+/// What a thread rounds into; kept, so that a step allocates nothing for it.
+#[derive(Debug, Default)]
+struct Scratch {
+    pairs: Vec<u32>,
+    bytes: Vec<ByteBlock>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+}
+
+/// Hands `x`, `[rows, width]`, to `f` in all of `forms`. Input that is bf16
+/// already can be taken as pairs only; see [`super::Linear::input_dtype`].
+pub fn with_input<T>(
+    isa: Isa,
+    x: Activations<'_>,
+    width: usize,
+    forms: impl IntoIterator<Item = InputForm>,
+    f: impl FnOnce(Input<'_>) -> T,
+) -> T {
+    let (mut wants_pairs, mut wants_bytes) = (false, false);
+    for form in forms {
+        wants_pairs |= form == InputForm::Pairs;
+        wants_bytes |= form == InputForm::Bytes;
+    }
+    let mut scratch = SCRATCH.take().unwrap_or_default();
+    let Scratch { pairs, bytes } = &mut *scratch;
+    let input = match x {
+        Activations::F32(values) => {
+            if wants_pairs {
+                to_pairs(isa, values, width, pairs);
+            }
+            if wants_bytes {
+                to_bytes(isa, values, bytes);
+            }
+            Input {
+                values,
+                pairs: if wants_pairs { pairs } else { &[] },
+                bytes: if wants_bytes { bytes } else { &[] },
+            }
+        }
+        Activations::Bf16(values) => Input { pairs: as_pairs(values, pairs), ..Input::default() },
+    };
+    let result = f(input);
+    SCRATCH.set(Some(scratch));
+    result
+}
+
+/// `values`, of even rows, two to a word; `copy` holds them if they do not lie on words.
+fn as_pairs<'a>(values: &'a [bf16], copy: &'a mut Vec<u32>) -> &'a [u32] {
+    if cfg!(target_endian = "little") {
+        // SAFETY: two bf16 are the 32 bits of a u32, and any bits are one.
+        if let ([], pairs, []) = unsafe { values.align_to::<u32>() } {
+            return pairs;
+        }
+    }
+    let pair = |[low, high]: &[bf16; 2]| u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
+    copy.clear();
+    copy.extend(values.as_chunks::<2>().0.iter().map(pair));
+    copy
+}
+
 /// Rounds `x`, `[rows, width]`, to bf16, two to a word, into `[rows, words]`;
 /// the last word of an odd row is half zero.
-pub fn to_pairs(isa: Isa, x: &[f32], width: usize, pairs: &mut Vec<u32>) {
+fn to_pairs(isa: Isa, x: &[f32], width: usize, pairs: &mut Vec<u32>) {
     let words = width.div_ceil(2);
     pairs.resize(x.len() / width * words, 0);
     let rows_per_task = (TASK_ELEMENTS / width).max(1);
@@ -109,6 +198,26 @@ pub const fn signed_bytes(word: u32) -> [i8; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bf16_make_the_same_pairs_wherever_they_lie() {
+        let values: Vec<bf16> = (0..66).map(|i| bf16::from_f32((i as f32).sin())).collect();
+        let floats: Vec<f32> = values.iter().map(|value| value.to_f32()).collect();
+        let isa = Isa::detect();
+        for skip in [0, 1] {
+            let part = skip..skip + 64;
+            let expected = with_input(
+                isa,
+                Activations::F32(&floats[part.clone()]),
+                32,
+                [InputForm::Pairs],
+                |x| x.pairs.to_vec(),
+            );
+            with_input(isa, Activations::Bf16(&values[part]), 32, [InputForm::Pairs], |x| {
+                assert_eq!(x.pairs, expected);
+            });
+        }
+    }
 
     #[test]
     fn bytes_times_their_scale_are_the_values_to_half_a_step() {

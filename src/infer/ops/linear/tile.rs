@@ -9,6 +9,8 @@
 //! On x86-64 the tile is written with intrinsics, because the compiler does not
 //! keep a 12 x 32 accumulator in registers on its own.
 
+use std::cell::RefCell;
+
 use super::panel::PANEL;
 use crate::infer::ops::simd::{Isa, halves_of};
 
@@ -35,6 +37,11 @@ pub trait Word: Copy + Send + Sync + 'static {
     fn run(isa: Isa, tile: Tile<'_, Self>, out: &mut [[f32; PANEL]]);
 }
 
+thread_local! {
+    /// The sums of a product; kept, so that a small one need not clear them.
+    static SUMS: RefCell<Vec<[f32; PANEL]>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Multiplies the rows of `x`, `[rows, width]` words, with `panel`, `[width, PANEL]`,
 /// and hands each row's [`PANEL`] results to `store`.
 pub fn multiply<W: Word>(
@@ -44,36 +51,32 @@ pub fn multiply<W: Word>(
     panel: &[W],
     store: &mut dyn FnMut(usize, &[f32; PANEL]),
 ) {
-    const FEW: usize = 16;
     let rows = x.len().checked_div(width).unwrap_or(0);
     let height = max_height(isa);
     // A single tile reads its panel once, so there is nothing to keep in cache.
     let pass = if rows <= height { width } else { PASS };
-    let mut few = [[0_f32; PANEL]; FEW];
-    let mut many = Vec::new();
-    let sums: &mut [[f32; PANEL]] = if width > pass {
-        many.resize(rows, [0.0; PANEL]);
-        &mut many
-    } else {
-        &mut few
-    };
-    for start in (0..width).step_by(pass.max(1)) {
-        let end = width.min(start + pass);
-        let panel = &panel[start * PANEL..end * PANEL];
-        for first in (0..rows).step_by(height) {
-            let count = height.min(rows - first);
-            let tile =
-                Tile { x: &x[first * width + start..], x_stride: width, panel, resume: start > 0 };
-            let at = if width > pass { first } else { 0 };
-            let out = &mut sums[at..at + count];
-            W::run(isa, tile, out);
-            if end == width {
-                for (row, sums) in out.iter().enumerate() {
-                    store(first + row, sums);
+    let is_whole = width <= pass;
+    SUMS.with_borrow_mut(|sums| {
+        let needed = if is_whole { height } else { rows };
+        sums.resize(sums.len().max(needed), [0.0; PANEL]);
+        for start in (0..width).step_by(pass.max(1)) {
+            let end = width.min(start + pass);
+            let panel = &panel[start * PANEL..end * PANEL];
+            for first in (0..rows).step_by(height) {
+                let count = height.min(rows - first);
+                let x = &x[first * width + start..];
+                let tile = Tile { x, x_stride: width, panel, resume: start > 0 };
+                let at = if is_whole { 0 } else { first };
+                let out = &mut sums[at..at + count];
+                W::run(isa, tile, out);
+                if end == width {
+                    for (row, sums) in out.iter().enumerate() {
+                        store(first + row, sums);
+                    }
                 }
             }
         }
-    }
+    });
 }
 
 /// Rows of a tile: as many as leave their sums in registers.
