@@ -10,9 +10,8 @@ use candle_core::{Device, Result, Tensor, bail};
 use half::f16;
 
 use super::block_tile::{self, BlockTile};
-use super::panel::{LINE, Line, PANEL};
+use super::panel::{LINE, Line, PANEL, packed};
 use super::rounded::{BLOCK, ByteBlock};
-use crate::infer::ops::pool;
 use crate::infer::ops::simd::Isa;
 use crate::infer::weights::QuantizedRows;
 
@@ -99,8 +98,8 @@ impl BlockPanels {
             parts.iter().flat_map(|part| (0..part.shape()[0]).map(|row| part.row(row))).collect();
         let blocks = width / BLOCK;
         let per_panel = blocks * format.lines();
-        let mut lines = vec![Line([0; LINE]); rows.len().div_ceil(PANEL) * per_panel];
-        pool::for_each_chunk(&mut lines, per_panel.max(1), |panel, lines| {
+        let num_panels = rows.len().div_ceil(PANEL);
+        let lines = packed(num_panels * per_panel, per_panel, |panel, lines| {
             let rows = &rows[panel * PANEL..rows.len().min((panel + 1) * PANEL)];
             for (column, row) in rows.iter().enumerate() {
                 pack_column(format, row, column, lines);

@@ -2,6 +2,7 @@
 //! output columns, on cache lines. And how a product is shared out: by panels,
 //! and by stretches of rows where there are many.
 
+use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
@@ -24,6 +25,25 @@ const PARALLEL_MIN: usize = 1 << 15;
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Line<W>(pub [W; LINE]);
+
+/// `len` lines, of which `write(i, chunk)` makes every `chunk_len` out of zeros.
+/// The thread that packs a chunk is the first to touch it, so that the system's
+/// page faults are shared out too.
+pub fn packed<W: Copy + Default + Send>(
+    len: usize,
+    chunk_len: usize,
+    write: impl Fn(usize, &mut [Line<W>]) + Sync,
+) -> Vec<Line<W>> {
+    let mut lines = Vec::with_capacity(len);
+    pool::for_each_chunk(&mut lines.spare_capacity_mut()[..len], chunk_len, |index, chunk| {
+        chunk.fill(MaybeUninit::new(Line([W::default(); LINE])));
+        // SAFETY: all of the chunk has just been written.
+        write(index, unsafe { chunk.assume_init_mut() });
+    });
+    // SAFETY: chunks cover all `len` lines, and each has been written.
+    unsafe { lines.set_len(len) };
+    lines
+}
 
 /// Shares out a product of `num_rows` with `out` columns of `width` inputs: runs
 /// `task` for every panel and stretch of rows, with the columns that the panel

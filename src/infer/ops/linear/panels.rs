@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::panel::{LINE, Line, PANEL};
+use super::panel::{LINE, Line, PANEL, packed};
 use super::tile::{Word, multiply};
 use crate::infer::ops::pool;
 use crate::infer::ops::simd::Isa;
@@ -27,8 +27,8 @@ impl<W: Word + Default> Panels<W> {
     /// Panels of `out` rows of `width` words; `row(i, words)` writes the i-th.
     pub fn pack(out: usize, width: usize, row: impl Fn(usize, &mut [W]) + Sync) -> Self {
         let num_panels = out.div_ceil(PANEL);
-        let mut lines = vec![Line([W::default(); LINE]); num_panels * width * PANEL / LINE];
-        pool::for_each_chunk(&mut lines, (width * PANEL / LINE).max(1), |panel, lines| {
+        let per_panel = width * PANEL / LINE;
+        let lines = packed(num_panels * per_panel, per_panel, |panel, lines| {
             let first = panel * PANEL;
             let mut rows = vec![W::default(); width * PANEL];
             for (i, words) in rows.chunks_exact_mut(width).take(out - first).enumerate() {
