@@ -7,20 +7,28 @@
 //! changes a bit of the result. The query heads of a group share each K/V row.
 
 mod kernel;
+mod partial;
 mod softmax;
 mod task;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use self::kernel::Element;
+use self::partial::{Partial, SPLIT};
 use self::task::{Operands, Task};
 use super::columns::Columns;
 use super::simd::Isa;
 use super::{contiguous, pool};
 use crate::infer::batch::BatchLayout;
+
+thread_local! {
+    /// What splits make of their keys; kept, so that a step allocates nothing for it.
+    static SPLITS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Query tokens of a prompt in one parallel task.
 const TASK_TOKENS: usize = 16;
@@ -110,17 +118,40 @@ impl PagedAttention {
         let width = num_heads * head_dim;
         let mut out = vec![0_f32; num_tokens * width];
         let columns = Columns::of(&mut out, width, false);
+        let slot = |task: Task<'_>, token: usize, head: usize| {
+            // SAFETY: a task's rows and heads are its own, and `out` is alive and
+            // not borrowed otherwise until all tasks are done.
+            unsafe { columns.slot(task.row + token, head * head_dim, head_dim) }
+        };
         let isa = Isa::detect();
         let stretches = stretches(&self.layout);
-        // Stretches of one sequence cost more the later they are: the last ones first.
-        pool::run(stretches.len() * num_kv_heads, |index| {
-            let stretch = stretches[stretches.len() - 1 - index / num_kv_heads];
-            let task = Task { kv_head: index % num_kv_heads, ..stretch };
-            task::run(isa, &operands, task, |token, head, values| {
-                // SAFETY: a task's rows and heads are its own, and `out` is
-                // alive and not borrowed otherwise until all tasks are done.
-                unsafe { columns.write(task.row + token, head * head_dim, values) };
+        let split_len = Partial::len(num_heads / num_kv_heads, head_dim);
+        SPLITS.with_borrow_mut(|buffer| {
+            let splits = stretches.iter().filter_map(|stretch| stretch.split);
+            let rows = splits.map(|split| split.before + split.count).max().unwrap_or(0);
+            buffer.resize(rows * num_kv_heads * split_len, 0.0);
+            let splits = Columns::of(buffer, split_len, false);
+            // Stretches of one sequence cost more the later they are: the last ones first.
+            pool::run(stretches.len() * num_kv_heads, |index| {
+                let stretch = &stretches[stretches.len() - 1 - index / num_kv_heads];
+                let task = Task { kv_head: index % num_kv_heads, ..stretch.task };
+                let Some(split) = stretch.split else {
+                    return task::run(isa, &operands, task, |token, head| slot(task, token, head));
+                };
+                let row = split.before * num_kv_heads + task.kv_head * split.count + split.index;
+                // SAFETY: a split's row is its own; the buffer is as alive as `out`.
+                let sums = unsafe { splits.slot(row, 0, split_len) };
+                task::run_split(isa, &operands, task, split.index, sums);
             });
+            for stretch in &stretches {
+                let Some(Split { index: 0, count, before }) = stretch.split else { continue };
+                for kv_head in 0..num_kv_heads {
+                    let task = Task { kv_head, ..stretch.task };
+                    let first = (before * num_kv_heads + kv_head * count) * split_len;
+                    let splits = &mut buffer[first..first + count * split_len];
+                    task::join(isa, &operands, task, splits, |token, head| slot(task, token, head));
+                }
+            }
         });
         Ok((CpuStorage::F32(out), Shape::from((num_tokens, width))))
     }
@@ -156,22 +187,82 @@ fn check_layout(
     Ok(())
 }
 
-/// Splits the query tokens: a prompt into stretches, a decode by itself. Each
-/// stretch is a task for every K/V head.
-fn stretches(layout: &BatchLayout) -> Vec<Task<'_>> {
+/// What one task does, for every K/V head.
+struct Stretch<'a> {
+    task: Task<'a>,
+    /// Which of the keys, if others take the rest.
+    split: Option<Split>,
+}
+
+/// One of the splits of a stretch's keys.
+#[derive(Debug, Clone, Copy)]
+struct Split {
+    index: usize,
+    /// Splits of this stretch, and of those before it.
+    count: usize,
+    before: usize,
+}
+
+/// Shares out the query tokens: a prompt in stretches of tokens, a decode by
+/// itself, and one that has many keys in splits of these, since few K/V heads
+/// would leave threads without work.
+fn stretches(layout: &BatchLayout) -> Vec<Stretch<'_>> {
     let mut stretches = Vec::with_capacity(layout.seq_lens.len());
+    let mut before = 0;
     for (seq, seq_len) in layout.seq_lens.iter().enumerate() {
         let (first, last) = (layout.query_start_loc[seq], layout.query_start_loc[seq + 1]);
         let first_position = seq_len - (last - first);
-        for row in (first..last).step_by(TASK_TOKENS) {
-            stretches.push(Task {
-                block_table: &layout.block_tables[seq],
-                row,
-                position: first_position + row - first,
-                num_tokens: TASK_TOKENS.min(last - row),
-                kv_head: 0,
-            });
+        let task = |row: usize| Task {
+            block_table: &layout.block_tables[seq],
+            row,
+            position: first_position + row - first,
+            num_tokens: TASK_TOKENS.min(last - row),
+            kv_head: 0,
+        };
+        if last - first == 1 && *seq_len > SPLIT {
+            let count = seq_len.div_ceil(SPLIT);
+            let split = |index| Some(Split { index, count, before });
+            stretches.extend((0..count).map(|i| Stretch { task: task(first), split: split(i) }));
+            before += count;
+        } else {
+            let rows = (first..last).step_by(TASK_TOKENS);
+            stretches.extend(rows.map(|row| Stretch { task: task(row), split: None }));
         }
     }
     stretches
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::infer::kv::BlockId;
+
+    #[test]
+    fn a_token_with_many_keys_attends_alike_in_a_prompt_and_alone() {
+        const LEN: usize = 2 * SPLIT + 70;
+        let (heads, kv_heads, dim, block) = (6, 2, 32, 16);
+        let blocks = LEN.div_ceil(block);
+        let random = |shape: &[usize]| Tensor::randn(0_f32, 1.0, shape, &Device::Cpu).unwrap();
+        let q = random(&[LEN, heads, dim]);
+        for dtype in [DType::F32, DType::BF16] {
+            let k = random(&[blocks, kv_heads, dim, block]).to_dtype(dtype).unwrap();
+            let v = random(&[blocks, kv_heads, block, dim]).to_dtype(dtype).unwrap();
+            let attention = |first: usize, last: usize| {
+                let layout = BatchLayout {
+                    query_start_loc: vec![0, last - first],
+                    seq_lens: vec![last],
+                    block_tables: vec![(0..blocks as BlockId).collect()],
+                };
+                let q = q.narrow(0, first, last - first).unwrap();
+                let rows = paged_attention(&q, &k, &v, &Arc::new(layout)).unwrap();
+                rows.to_vec2::<f32>().unwrap()
+            };
+            let prompt = attention(0, LEN);
+            for token in [0, SPLIT - 1, SPLIT, SPLIT + 1, 2 * SPLIT, LEN - 1] {
+                assert_eq!(attention(token, token + 1)[0], prompt[token], "{dtype:?} {token}");
+            }
+        }
+    }
 }

@@ -5,9 +5,10 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::kernel::{Element, HALF, ScoreTile, TILE, ValueTile};
-use super::softmax::{Seen, Softmax, total, update_rows};
+use super::partial::{Partial, SPLIT, scale_to};
+use super::softmax::{Seen, Softmax, update_rows};
 use crate::infer::kv::BlockId;
-use crate::infer::ops::simd::{Isa, LANES, dispatch, prefetch};
+use crate::infer::ops::simd::{Isa, prefetch};
 
 /// The layer's cache and the shapes of its heads.
 pub struct Operands<'a, E> {
@@ -26,6 +27,11 @@ pub struct Operands<'a, E> {
 }
 
 impl<E> Operands<'_, E> {
+    /// Query heads of a K/V head.
+    const fn group(&self) -> usize {
+        self.num_heads / self.num_kv_heads
+    }
+
     /// First element of the task's head in the block of `position`, and the
     /// position's offset in the block.
     fn place(&self, task: Task<'_>, position: usize) -> (usize, usize) {
@@ -49,58 +55,116 @@ pub struct Task<'a> {
 /// What a task works on, kept by its thread from one step to the next.
 #[derive(Debug, Default)]
 struct Scratch {
-    /// `[rows][head_dim]`; a row is a query head of a token.
+    /// `[rows][head_dim]`, scaled; a row is a query head of a token.
     q: Vec<f32>,
     /// `[rows][TILE]`: scores, then their weights.
     scores: Vec<f32>,
-    /// `[rows]`: see [`Softmax`].
-    max: Vec<f32>,
-    sum: Vec<[f32; LANES]>,
+    /// `[rows]`: by how much a row's sum shrinks when its maximum grows.
     rescale: Vec<f32>,
-    /// `[rows][head_dim]`: sums of weighted values.
-    values: Vec<f32>,
+    /// Two [`Partial`]s: of all keys so far, and of one split.
+    total: Vec<f32>,
+    split: Vec<f32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Computes a task and hands each row's result, `[head_dim]`, with its token
-/// and query head, to `store`.
-pub fn run<E: Element + Default>(
+/// Computes a task and writes each row's result, `[head_dim]`, to the slot that
+/// its token and query head have.
+pub fn run<'o, E: Element + Default>(
     isa: Isa,
     operands: &Operands<'_, E>,
     task: Task<'_>,
-    store: impl FnMut(usize, usize, &[f32]),
+    slot: impl FnMut(usize, usize) -> &'o mut [f32],
 ) {
-    SCRATCH.with_borrow_mut(|scratch| run_in(isa, operands, task, scratch, store));
+    SCRATCH.with_borrow_mut(|scratch| {
+        let (rows, head_dim) = (task.rows(operands), operands.head_dim);
+        scratch.load(isa, operands, task);
+        let Scratch { total, split, .. } = scratch;
+        let (mut total, mut split) = (std::mem::take(total), std::mem::take(split));
+        total.resize(Partial::len(rows, head_dim), 0.0);
+        split.resize(Partial::len(rows, head_dim), 0.0);
+        let mut sums = Partial::of(&mut total, rows, head_dim);
+        let end = task.position + task.num_tokens;
+        attend(isa, operands, task, 0..SPLIT.min(end), scratch, &mut sums);
+        for start in (SPLIT..end).step_by(SPLIT) {
+            let mut later = Partial::of(&mut split, rows, head_dim);
+            let first =
+                attend(isa, operands, task, start..end.min(start + SPLIT), scratch, &mut later);
+            sums.join(isa, &later, first);
+        }
+        write(isa, operands, task, &sums, slot);
+        (scratch.total, scratch.split) = (total, split);
+    });
 }
 
-fn run_in<E: Element + Default>(
+/// Computes a task over one [`SPLIT`] of its keys into a buffer for [`join`].
+pub fn run_split<E: Element + Default>(
     isa: Isa,
     operands: &Operands<'_, E>,
     task: Task<'_>,
-    scratch: &mut Scratch,
-    mut store: impl FnMut(usize, usize, &[f32]),
+    split: usize,
+    buffer: &mut [f32],
 ) {
-    let head_dim = operands.head_dim;
-    let group = operands.num_heads / operands.num_kv_heads;
-    let rows = task.num_tokens * group;
-    let first_head = task.kv_head * group;
-    scratch.begin(rows, head_dim);
-    for (row, q) in scratch.q.chunks_exact_mut(head_dim).enumerate() {
-        let start =
-            (task.row + row / group) * operands.q_stride + (first_head + row % group) * head_dim;
-        scale_to(isa, q, &operands.q[start..start + head_dim], operands.scale);
+    let mut sums = Partial::of(buffer, task.rows(operands), operands.head_dim);
+    let end = (task.position + task.num_tokens).min((split + 1) * SPLIT);
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.load(isa, operands, task);
+        attend(isa, operands, task, split * SPLIT..end, scratch, &mut sums);
+    });
+}
+
+/// Writes the results of a task of which each chunk of `buffers` has a split, in order.
+pub fn join<'o, E>(
+    isa: Isa,
+    operands: &Operands<'_, E>,
+    task: Task<'_>,
+    buffers: &mut [f32],
+    slot: impl FnMut(usize, usize) -> &'o mut [f32],
+) {
+    let (rows, head_dim) = (task.rows(operands), operands.head_dim);
+    let mut splits = buffers.chunks_exact_mut(Partial::len(rows, head_dim));
+    let Some(first) = splits.next() else { return };
+    let mut sums = Partial::of(first, rows, head_dim);
+    for (split, buffer) in splits.enumerate() {
+        let first = task.rows_before((split + 1) * SPLIT, operands);
+        sums.join(isa, &Partial::of(buffer, rows, head_dim), first);
     }
-    let end = task.position + task.num_tokens;
-    for tile in (0..end).step_by(TILE) {
-        let keys = Keys::of(operands, task, tile, TILE.min(end - tile));
-        prefetch_tile(operands, task, tile + TILE..end.min(tile + 2 * TILE));
-        // Tokens before the tile see none of it.
-        let first = tile.saturating_sub(task.position) * group;
+    write(isa, operands, task, &sums, slot);
+}
+
+impl Task<'_> {
+    const fn rows<E>(self, operands: &Operands<'_, E>) -> usize {
+        self.num_tokens * operands.group()
+    }
+
+    /// Rows of the tokens before a position.
+    const fn rows_before<E>(self, position: usize, operands: &Operands<'_, E>) -> usize {
+        position.saturating_sub(self.position) * operands.group()
+    }
+}
+
+/// Makes `sums` of the keys, whose first begins a tile. Gives the first of the
+/// rows that see any of them.
+fn attend<E: Element + Default>(
+    isa: Isa,
+    operands: &Operands<'_, E>,
+    task: Task<'_>,
+    positions: Range<usize>,
+    scratch: &mut Scratch,
+    sums: &mut Partial<'_>,
+) -> usize {
+    let (rows, head_dim, group) = (task.rows(operands), operands.head_dim, operands.group());
+    sums.reset();
+    let last = task.position + task.num_tokens;
+    for tile in positions.clone().step_by(TILE) {
+        let end = positions.end.min(tile + TILE);
+        let keys = Keys::of(operands, task, tile, end - tile);
+        prefetch_tile(operands, task, end..last.min(end + TILE));
+        let first = task.rows_before(tile, operands);
         let count = rows - first;
-        let Scratch { q, scores, max, sum, rescale, values } = scratch;
+        let Scratch { q, scores, rescale, .. } = &mut *scratch;
         let score_tile = ScoreTile {
             q: q[first * head_dim..].as_ptr(),
             head_dim,
@@ -108,13 +172,13 @@ fn run_in<E: Element + Default>(
             k_stride: keys.k_stride,
             scores: scores[first * TILE..].as_mut_ptr(),
         };
-        // SAFETY: `begin` made room for all rows, `Keys` points into the cache
+        // SAFETY: `load` made room for all rows, `Keys` points into the cache
         // or its own copy, and `isa` was detected.
         unsafe { E::scores(isa, &score_tile, count) };
         let softmax = Softmax {
             scores: scores[first * TILE..].as_chunks_mut::<TILE>().0,
-            max: &mut max[first..],
-            sum: &mut sum[first..],
+            max: &mut sums.max[first..],
+            sum: &mut sums.sum[first..],
             rescale: &mut rescale[first..],
         };
         // Causal: keys after the query's own position are not seen.
@@ -125,44 +189,40 @@ fn run_in<E: Element + Default>(
             rescale: rescale[first..].as_ptr(),
             v: &keys.v[..keys.len],
             head_dim,
-            sums: values[first * head_dim..].as_mut_ptr(),
+            sums: sums.values[first * head_dim..].as_mut_ptr(),
         };
         // SAFETY: as above.
         unsafe { E::add_values(isa, &value_tile, count) };
     }
-    let sums = scratch.values.chunks_exact_mut(head_dim).zip(&scratch.sum);
-    // What `q` held is used up, and it is as wide as a result.
-    for (row, ((values, sum), result)) in sums.zip(scratch.q.chunks_exact_mut(head_dim)).enumerate()
-    {
-        scale_to(isa, result, values, 1.0 / total(*sum));
-        store(row / group, first_head + row % group, result);
-    }
+    task.rows_before(positions.start, operands)
 }
 
-fn scale_to(isa: Isa, to: &mut [f32], values: &[f32], factor: f32) {
-    dispatch!(isa, scaled(to: &mut [f32], values: &[f32], factor: f32));
-}
-
-#[inline(always)]
-fn scaled<const FUSED: bool>(to: &mut [f32], values: &[f32], factor: f32) {
-    for (to, value) in to.iter_mut().zip(values) {
-        *to = value * factor;
+fn write<'o, E>(
+    isa: Isa,
+    operands: &Operands<'_, E>,
+    task: Task<'_>,
+    sums: &Partial<'_>,
+    mut slot: impl FnMut(usize, usize) -> &'o mut [f32],
+) {
+    let group = operands.group();
+    for row in 0..task.rows(operands) {
+        sums.finish(isa, row, slot(row / group, task.kv_head * group + row % group));
     }
 }
 
 impl Scratch {
-    fn begin(&mut self, rows: usize, head_dim: usize) {
-        fn fill<T: Clone>(values: &mut Vec<T>, len: usize, value: T) {
-            values.clear();
-            values.resize(len, value);
-        }
-        // Overwritten before they are read.
+    /// Copies the task's queries, and makes room for its rows.
+    fn load<E>(&mut self, isa: Isa, operands: &Operands<'_, E>, task: Task<'_>) {
+        let (rows, head_dim, group) = (task.rows(operands), operands.head_dim, operands.group());
+        // All is overwritten before it is read.
         self.q.resize(rows * head_dim, 0.0);
         self.scores.resize(rows * TILE, 0.0);
         self.rescale.resize(rows, 0.0);
-        fill(&mut self.max, rows, f32::NEG_INFINITY);
-        fill(&mut self.sum, rows, [0.0; LANES]);
-        fill(&mut self.values, rows * head_dim, 0.0);
+        for (row, q) in self.q.chunks_exact_mut(head_dim).enumerate() {
+            let head = task.kv_head * group + row % group;
+            let start = (task.row + row / group) * operands.q_stride + head * head_dim;
+            scale_to(isa, q, &operands.q[start..start + head_dim], operands.scale);
+        }
     }
 }
 

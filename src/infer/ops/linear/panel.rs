@@ -37,8 +37,8 @@ pub fn packed<W: Copy + Default + Send>(
     let mut lines = Vec::with_capacity(len);
     pool::for_each_chunk(&mut lines.spare_capacity_mut()[..len], chunk_len, |index, chunk| {
         chunk.fill(MaybeUninit::new(Line([W::default(); LINE])));
-        // SAFETY: all of the chunk has just been written.
-        write(index, unsafe { chunk.assume_init_mut() });
+        // SAFETY: all of the chunk has just been written, and it lies like lines.
+        write(index, unsafe { &mut *(std::ptr::from_mut(chunk) as *mut [Line<W>]) });
     });
     // SAFETY: chunks cover all `len` lines, and each has been written.
     unsafe { lines.set_len(len) };
