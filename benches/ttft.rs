@@ -23,7 +23,11 @@ fn ttft(c: &mut Criterion) {
     let mut group = c.benchmark_group("ttft");
     group.sample_size(10).measurement_time(Duration::from_secs(5));
     for dtype in dtypes {
-        let config = EngineConfig { max_model_len: Some(256), dtype, ..EngineConfig::default() };
+        let config = EngineConfig {
+            max_model_len: Some(256),
+            dtype: Some(dtype),
+            ..EngineConfig::default()
+        };
         let host = EngineHost::open(&source, config, Clock::real()).unwrap();
         host.load().unwrap();
         let mut nth = 0;
