@@ -37,6 +37,12 @@ pub fn core(model: &OpenModel, dtype: ComputeDtype, max_model_len: usize) -> Eng
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// What is computed of these weights unless something else is asked for.
+pub fn auto_dtype(model: &OpenModel) -> ComputeDtype {
+    ComputeDtype::resolve(None, &model.weights.stored_dtype())
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// What can be computed of these weights: quantized only where they are.
 pub fn dtypes(model: &OpenModel) -> Vec<ComputeDtype> {
     let stored = model.weights.stored_dtype();
