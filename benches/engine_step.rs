@@ -4,6 +4,8 @@
 //! says how much of it that is.
 #![expect(clippy::unwrap_used, reason = "a bench that cannot run must say so and stop")]
 
+mod support;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -89,8 +91,7 @@ fn null_engine_config() -> EngineConfig {
 
 fn engine_step(c: &mut Criterion) {
     let (steps, sampling) = (Means::default(), Means::default());
-    let mut group = c.benchmark_group("engine_step");
-    group.sample_size(20).measurement_time(Duration::from_secs(3));
+    let mut group = support::group(c, "engine_step", 2.0);
     let config = null_config();
     let model = Box::new(NullModel::new());
     let mut core =

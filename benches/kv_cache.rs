@@ -3,6 +3,8 @@
 //! back. Rates are blocks or tokens a second.
 #![expect(clippy::unwrap_used, reason = "a bench that cannot run must say so and stop")]
 
+mod support;
+
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -51,7 +53,7 @@ fn full_of_content() -> BlockManager {
 }
 
 fn allocate(c: &mut Criterion) {
-    let mut group = c.benchmark_group("kv_cache/allocate_and_free");
+    let mut group = support::group(c, "kv_cache/allocate_and_free", 1.0);
     group.throughput(Throughput::Elements(BLOCKS));
     let mut allocate = |name: &str, mut pool: BlockManager| {
         let mut table = BlockTable::new(BLOCK_SIZE);
@@ -77,7 +79,7 @@ fn allocate(c: &mut Criterion) {
 /// What decoding asks of the pool: one slot more, [`TOKENS`] times.
 fn append(c: &mut Criterion) {
     let tokens = text(0);
-    let mut group = c.benchmark_group("kv_cache/append");
+    let mut group = support::group(c, "kv_cache/append", 1.0);
     group.throughput(Throughput::Elements(TOKENS as u64));
     for (name, pool) in [("uncached", pool as fn() -> _), ("cached", caching_pool as fn() -> _)] {
         group.bench_function(name, |b| {
@@ -104,7 +106,7 @@ fn prefix_lookup(c: &mut Criterion) {
     let mut late_miss = hit.clone();
     late_miss[TOKENS - 1] += 1;
     let miss = text(9999);
-    let mut group = c.benchmark_group("kv_cache/prefix_lookup");
+    let mut group = support::group(c, "kv_cache/prefix_lookup", 1.0);
     group.throughput(Throughput::Elements(TOKENS as u64));
     for (name, tokens, blocks) in
         [("hit", &hit, BLOCKS), ("late_miss", &late_miss, BLOCKS - 1), ("miss", &miss, 0)]
@@ -127,7 +129,7 @@ fn prefix_lookup(c: &mut Criterion) {
 /// A sequence gives all of its blocks back and finds them again.
 fn preempt(c: &mut Criterion) {
     let tokens = text(0);
-    let mut group = c.benchmark_group("kv_cache/preempt_and_readmit");
+    let mut group = support::group(c, "kv_cache/preempt_and_readmit", 1.0);
     group.throughput(Throughput::Elements(TOKENS as u64));
     for (name, mut pool) in [("uncached", pool()), ("cached", caching_pool())] {
         let mut table = computed(&mut pool, &tokens);

@@ -7,7 +7,6 @@ mod support;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -27,8 +26,7 @@ fn attention(c: &mut Criterion) {
     let bandwidth = floor::read_bandwidth(256 << 20);
     let pool = Arc::new(Pool::new(floor::num_threads()).unwrap());
     let rates = RefCell::new(BTreeMap::new());
-    let mut group = c.benchmark_group("paged_attention");
-    group.sample_size(10).measurement_time(Duration::from_secs(2));
+    let mut group = support::group(c, "paged_attention", 1.0);
     for shape in SHAPES {
         for context in CONTEXTS {
             for block_size in BLOCK_SIZES {

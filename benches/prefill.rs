@@ -1,6 +1,6 @@
-//! Prompts of 32, 512 and 2048 tokens through the embedded engine, in every
-//! precision that the weights allow, against the multiply-adds that the machine
-//! makes, measured in the same run.
+//! Prompts of 32, 512 and 2048 tokens through the embedded engine as the weights
+//! are stored, and the shorter ones in every other precision that they allow,
+//! against the multiply-adds that the machine makes, measured in the same run.
 #![expect(clippy::unwrap_used, reason = "a bench that cannot run must say so and stop")]
 
 mod support;
@@ -14,17 +14,20 @@ use yardstick::clock::Clock;
 use yardstick::infer::{ComputeDtype, EngineCore, InferRequest};
 
 const LENS: [usize; 3] = [32, 512, 2048];
+/// In other precisions than the weights are stored in.
+const OTHER_LENS: [usize; 2] = [32, 512];
 
 fn prefill(c: &mut Criterion) {
     let model = model::open();
     let (f32_peak, bf16_peak) = floor::peaks();
     let rows = RefCell::new(Vec::new());
-    let mut group = c.benchmark_group("prefill");
-    group.sample_size(10).measurement_time(Duration::from_secs(5));
+    let mut group = support::group(c, "prefill", 3.0);
+    let auto = model::auto_dtype(&model);
     for dtype in model::dtypes(&model) {
         let mut core = model::core(&model, dtype, 2049);
         let mut first = 0;
-        for len in LENS {
+        let lens = if dtype == auto { &LENS[..] } else { &OTHER_LENS };
+        for &len in lens {
             group.throughput(Throughput::Elements(len as u64));
             group.bench_function(format!("{dtype}/{len}"), |b| {
                 b.iter_custom(|iters| {

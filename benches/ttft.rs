@@ -20,10 +20,13 @@ fn ttft(c: &mut Criterion) {
     let dtypes = model::dtypes(&opened);
     drop(opened);
     let source: ModelSource = model::locate().source;
-    let mut group = c.benchmark_group("ttft");
-    group.sample_size(10).measurement_time(Duration::from_secs(5));
+    let mut group = support::group(c, "ttft", 3.0);
     for dtype in dtypes {
-        let config = EngineConfig { max_model_len: Some(256), dtype, ..EngineConfig::default() };
+        let config = EngineConfig {
+            max_model_len: Some(256),
+            dtype: Some(dtype),
+            ..EngineConfig::default()
+        };
         let host = EngineHost::open(&source, config, Clock::real()).unwrap();
         host.load().unwrap();
         let mut nth = 0;

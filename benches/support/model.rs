@@ -28,17 +28,28 @@ pub fn open() -> OpenModel {
 
 /// An engine on it.
 pub fn core(model: &OpenModel, dtype: ComputeDtype, max_model_len: usize) -> EngineCore {
-    let config =
-        EngineConfig { max_model_len: Some(max_model_len), dtype, ..EngineConfig::default() };
+    let config = EngineConfig {
+        max_model_len: Some(max_model_len),
+        dtype: Some(dtype),
+        ..EngineConfig::default()
+    };
     EngineCore::new(&model.config, &*model.weights, &config, Clock::real())
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What is computed of these weights unless something else is asked for.
+pub fn auto_dtype(model: &OpenModel) -> ComputeDtype {
+    ComputeDtype::resolve(None, &model.weights.stored_dtype())
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// What can be computed of these weights: quantized only where they are.
 pub fn dtypes(model: &OpenModel) -> Vec<ComputeDtype> {
     let stored = model.weights.stored_dtype();
-    let quantized = stored.starts_with('Q').then_some(ComputeDtype::Quantized);
-    [ComputeDtype::F32, ComputeDtype::Bf16].into_iter().chain(quantized).collect()
+    [ComputeDtype::F32, ComputeDtype::Bf16, ComputeDtype::Quantized]
+        .into_iter()
+        .filter(|dtype| ComputeDtype::resolve(Some(*dtype), &stored).is_ok())
+        .collect()
 }
 
 /// Multiply-adds of the matrices for one token, without the output head.

@@ -148,16 +148,16 @@ fn gaps(machine: &Machine, engines: &[FoundEngine], model: &FoundModel) -> Vec<G
         );
     }
     if let (Some(card), Some(memory)) = (find_card(&model.name), available_memory(machine)) {
-        let needed = card.num_parameters.saturating_mul(4);
+        let needed = card.num_parameters.saturating_mul(2);
         if needed > memory {
             gap(
                 format!(
-                    "{} takes {} in f32, {} of memory are available",
+                    "{} takes {} in bf16, {} of memory are available",
                     card.name,
                     format_bytes(needed),
                     format_bytes(memory)
                 ),
-                "use --dtype quantized with a GGUF file, or a smaller model",
+                "use a GGUF file with quantized weights, or a smaller model",
             );
         }
     }

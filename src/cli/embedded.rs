@@ -40,8 +40,10 @@ pub enum Device {
 /// What the linear layers compute in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Dtype {
-    /// Weights widened to f32 as they are loaded: exact, four bytes a weight
+    /// As the weights are stored: bf16, f32 (f16 too), or GGUF blocks; noise in bf16
     #[default]
+    Auto,
+    /// Weights widened to f32 as they are loaded: exact, four bytes a weight
     F32,
     /// Weights, activations, K and V rounded to bf16, sums in f32
     Bf16,
@@ -153,9 +155,10 @@ impl EmbeddedArgs {
             enable_prefix_caching: !self.no_prefix_caching,
             threads: self.threads.map(NonZeroUsize::get),
             dtype: match self.dtype {
-                Dtype::F32 => ComputeDtype::F32,
-                Dtype::Bf16 => ComputeDtype::Bf16,
-                Dtype::Quantized => ComputeDtype::Quantized,
+                Dtype::Auto => None,
+                Dtype::F32 => Some(ComputeDtype::F32),
+                Dtype::Bf16 => Some(ComputeDtype::Bf16),
+                Dtype::Quantized => Some(ComputeDtype::Quantized),
             },
             ..EngineConfig::default()
         }

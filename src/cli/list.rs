@@ -8,6 +8,7 @@ use super::{ExitStatus, Global, output};
 use crate::catalog::{ModelCard, cards};
 use crate::engine::EngineKind;
 use crate::hardware::{GpuCard, gpu_cards};
+use crate::infer::kv::sizing::KvElement;
 use crate::plan::Experiment;
 use crate::units;
 
@@ -71,7 +72,7 @@ struct ModelRow {
     description: &'static str,
     num_parameters: u64,
     max_position_embeddings: usize,
-    kv_bytes_per_token_f32: usize,
+    kv_bytes_per_token_bf16: usize,
     gated: bool,
     license: &'static str,
     ollama_tag: Option<&'static str>,
@@ -129,7 +130,7 @@ fn model(card: &'static ModelCard) -> ModelRow {
         description: &card.description,
         num_parameters: card.num_parameters,
         max_position_embeddings: card.config.max_position_embeddings,
-        kv_bytes_per_token_f32: card.config.kv_bytes_per_token(size_of::<f32>()),
+        kv_bytes_per_token_bf16: card.config.kv_bytes_per_token(KvElement::Bf16.num_bytes()),
         gated: card.gated,
         license: &card.license,
         ollama_tag: card.ollama_tag.as_deref(),

@@ -119,10 +119,10 @@ fn config(spec: &EngineSpec) -> Result<EngineConfig, EngineError> {
         (None, None) => default.kv,
     };
     let dtype = match spec.setting("dtype") {
-        None => default.dtype,
-        Some("f32") => ComputeDtype::F32,
-        Some("bf16") => ComputeDtype::Bf16,
-        Some("quantized") => ComputeDtype::Quantized,
+        None | Some("auto") => None,
+        Some("f32") => Some(ComputeDtype::F32),
+        Some("bf16") => Some(ComputeDtype::Bf16),
+        Some("quantized") => Some(ComputeDtype::Quantized),
         Some(other) => return Err(refused(spec, &format!("dtype `{other}` is not known"))),
     };
     Ok(EngineConfig {
@@ -362,9 +362,10 @@ mod tests {
         .unwrap();
         assert_eq!((config.max_model_len, config.block_size), (Some(64), 8));
         assert_eq!(config.kv, KvBudget::Bytes(1 << 20));
-        assert_eq!((config.max_num_seqs, config.dtype), (3, ComputeDtype::Quantized));
+        assert_eq!((config.max_num_seqs, config.dtype), (3, Some(ComputeDtype::Quantized)));
         assert_eq!((config.enable_prefix_caching, config.threads), (false, Some(3)));
         assert_eq!(config_of("embedded").unwrap(), EngineConfig::default());
+        assert_eq!(config_of("embedded?dtype=auto").unwrap(), EngineConfig::default());
     }
 
     #[test]

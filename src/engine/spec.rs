@@ -63,7 +63,7 @@ impl EngineKind {
                 ("max_num_batched_tokens", "tokens in one step"),
                 ("enable_prefix_caching", "true (default), or false to compute every prompt whole"),
                 ("threads", "threads that compute, one for each core if absent"),
-                ("dtype", "f32, bf16, or quantized to compute on GGUF blocks as they are"),
+                ("dtype", "auto (default, as the weights are stored), f32, bf16, or quantized"),
                 ("load_format", "auto, or dummy for seeded weights of the right shapes"),
                 ("model", "card name or path, if not the run's"),
             ],
@@ -222,7 +222,7 @@ impl EngineSpec {
                 "kv_memory" => crate::units::parse_bytes(value).err(),
                 "enable_prefix_caching" => one_of(value, &["true", "false"]),
                 "transport" => one_of(value, &["channel", "http"]),
-                "dtype" => one_of(value, &["f32", "bf16", "quantized"]),
+                "dtype" => one_of(value, &["auto", "f32", "bf16", "quantized"]),
                 "load_format" => one_of(value, &["auto", "dummy"]),
                 _ => value.is_empty().then(|| "a value that is not empty".to_owned()),
             };

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::Session;
-use crate::infer::telemetry::{self, EngineEvent, LoadPhase, MemoryParts, StepStats, Telemetry};
-use crate::record::{JournalEntry, JournalEvent, LoadPhaseKind, StepRecord, Stopped};
+use crate::infer::telemetry::{EngineEvent, LoadPhase, MemoryParts, StepStats, Telemetry};
+use crate::record::{JournalEntry, JournalEvent, StepRecord, Stopped};
 
 /// The engines of a run that tell of themselves.
 pub(super) struct Watch(Vec<Option<Telemetry>>);
@@ -63,13 +63,7 @@ fn step(engine: u32, stats: &StepStats) -> StepRecord {
 }
 
 fn load_phase(engine: u32, phase: LoadPhase) -> JournalEntry {
-    let LoadPhase { kind, started_at, took, bytes } = phase;
-    let phase = match kind {
-        telemetry::LoadPhaseKind::Open => LoadPhaseKind::Open,
-        telemetry::LoadPhaseKind::Weights => LoadPhaseKind::Weights,
-        telemetry::LoadPhaseKind::KvPool => LoadPhaseKind::KvPool,
-        telemetry::LoadPhaseKind::FirstStep => LoadPhaseKind::FirstStep,
-    };
+    let LoadPhase { kind: phase, started_at, took, bytes } = phase;
     let event = JournalEvent::LoadPhase { engine, phase, took_ns: nanos(took), bytes };
     JournalEntry { at_ns: started_at, event }
 }

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use super::InferError;
+use super::weights::StoredDtype;
+
 /// Settings of the embedded engine. Checked against the model when it is loaded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
@@ -23,8 +26,9 @@ pub struct EngineConfig {
     pub enable_prefix_caching: bool,
     /// Threads that compute; `None` is one for each core.
     pub threads: Option<usize>,
-    /// What the linear layers compute in.
-    pub dtype: ComputeDtype,
+    /// What the linear layers compute in; `None` is what goes with the weights,
+    /// see [`ComputeDtype::resolve`].
+    pub dtype: Option<ComputeDtype>,
 }
 
 impl EngineConfig {
@@ -46,7 +50,7 @@ impl Default for EngineConfig {
             max_queue: 512,
             enable_prefix_caching: true,
             threads: None,
-            dtype: ComputeDtype::F32,
+            dtype: None,
         }
     }
 }
@@ -74,6 +78,32 @@ pub enum ComputeDtype {
     Quantized,
 }
 
+impl ComputeDtype {
+    /// What weights stored as `stored` are computed in where `asked` was asked
+    /// for; nothing asked is as they are stored. No bit of a weight is lost
+    /// then: f16, whose fraction is longer than that of bf16, is widened to f32.
+    /// Noise stands for a checkpoint, and published ones are bf16.
+    ///
+    /// # Errors
+    /// [`InferError::Config`] for `quantized` of weights that are in no blocks.
+    pub fn resolve(asked: Option<Self>, stored: &StoredDtype) -> Result<Self, InferError> {
+        match (asked, stored) {
+            (Some(dtype @ (Self::F32 | Self::Bf16)), _) => Ok(dtype),
+            (None | Some(Self::Quantized), StoredDtype::Blocks(_)) => Ok(Self::Quantized),
+            (Some(Self::Quantized), _) => Err(InferError::Config(format!(
+                "dtype quantized multiplies GGUF blocks as they are, and the weights are {}: \
+                 choose auto, f32 or bf16",
+                match stored {
+                    StoredDtype::Noise => "noise".to_owned(),
+                    stored => format!("stored as {stored}"),
+                }
+            ))),
+            (None, StoredDtype::F32 | StoredDtype::F16) => Ok(Self::F32),
+            (None, StoredDtype::Bf16 | StoredDtype::Noise) => Ok(Self::Bf16),
+        }
+    }
+}
+
 impl fmt::Display for ComputeDtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -81,5 +111,41 @@ impl fmt::Display for ComputeDtype {
             Self::Bf16 => "bf16",
             Self::Quantized => "quantized",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pair_of_asked_and_stored_has_its_dtype() {
+        use ComputeDtype::{Bf16, F32, Quantized};
+        let blocks = StoredDtype::Blocks("Q4_1".to_owned());
+        // What comes of auto, and of quantized.
+        let table = [
+            (StoredDtype::F32, F32, None),
+            (StoredDtype::F16, F32, None),
+            (StoredDtype::Bf16, Bf16, None),
+            (blocks, Quantized, Some(Quantized)),
+            (StoredDtype::Noise, Bf16, None),
+        ];
+        for (stored, auto, quantized) in table {
+            let resolve = |asked| ComputeDtype::resolve(asked, &stored);
+            assert_eq!(resolve(None).ok(), Some(auto), "{stored}");
+            assert_eq!(resolve(Some(Quantized)).ok(), quantized, "{stored}");
+            for explicit in [F32, Bf16] {
+                assert_eq!(resolve(Some(explicit)).ok(), Some(explicit), "{stored}");
+            }
+        }
+    }
+
+    #[test]
+    fn quantized_weights_that_are_none_are_refused_by_what_they_are() {
+        let refusal = |stored| {
+            ComputeDtype::resolve(Some(ComputeDtype::Quantized), &stored).unwrap_err().to_string()
+        };
+        assert!(refusal(StoredDtype::Bf16).contains("stored as BF16"));
+        assert!(refusal(StoredDtype::Noise).contains("are noise"));
     }
 }

@@ -14,7 +14,7 @@ use super::scheduler::{Chunk, Scheduler, SchedulerLimits};
 use super::sequence::{Sequence, SequenceId};
 pub use super::step::{CoreStats, DrawnToken, PromptScores, StepOutput, StepReport};
 use super::weights::WeightSource;
-use super::{EngineConfig, InferError, InferRequest, ModelConfig, StopReason};
+use super::{ComputeDtype, EngineConfig, InferError, InferRequest, ModelConfig, StopReason};
 use crate::clock::{Clock, Timestamp};
 
 /// The engine: scheduler, KV blocks, model and sampler behind `add_request`, `step` and `abort`.
@@ -44,15 +44,17 @@ impl EngineCore {
         config: &EngineConfig,
         clock: Clock,
     ) -> Result<Self, InferError> {
-        let sizing = KvSizing::new(config, model_config)?;
+        let dtype = ComputeDtype::resolve(config.dtype, &weights.stored_dtype())?;
+        let sizing = KvSizing::new(config, dtype, model_config)?;
         let pool = pool(config)?;
-        let load = || Llama::load(model_config, weights, config.dtype, sizing.max_model_len);
+        let load = || Llama::load(model_config, weights, dtype, sizing.max_model_len);
         let model = pool.install(load)?;
         Self::assemble(Box::new(model), pool, sizing, model_config, config, clock)
     }
 
     /// The engine around any model whose shape `model_config` gives: it decides
     /// the KV pool, the width of the logits and the tokens that end a sequence.
+    /// Its weights are its own, so that `auto` is f32.
     ///
     /// # Errors
     /// [`InferError::Config`] for settings that do not fit the model or the machine.
@@ -62,7 +64,8 @@ impl EngineCore {
         config: &EngineConfig,
         clock: Clock,
     ) -> Result<Self, InferError> {
-        let sizing = KvSizing::new(config, model_config)?;
+        let dtype = config.dtype.unwrap_or(ComputeDtype::F32);
+        let sizing = KvSizing::new(config, dtype, model_config)?;
         Self::assemble(model, pool(config)?, sizing, model_config, config, clock)
     }
 
@@ -359,7 +362,7 @@ mod tests {
 
     use super::*;
     use crate::infer::KvBudget;
-    use crate::infer::weights::{Weight, WeightForm};
+    use crate::infer::weights::{StoredDtype, Weight, WeightForm};
 
     /// Noise of any shape, the same for the same name.
     pub struct Noise;
@@ -382,8 +385,8 @@ mod tests {
             Ok(Weight::Dense(Tensor::from_vec(values, shape, &Device::Cpu)?))
         }
 
-        fn stored_dtype(&self) -> String {
-            "F32".to_owned()
+        fn stored_dtype(&self) -> StoredDtype {
+            StoredDtype::F32
         }
 
         fn stored_bytes(&self) -> u64 {
@@ -408,7 +411,7 @@ mod tests {
             Noise.load(name, shape, form)
         }
 
-        fn stored_dtype(&self) -> String {
+        fn stored_dtype(&self) -> StoredDtype {
             Noise.stored_dtype()
         }
 

@@ -14,7 +14,7 @@ use super::kv::KvSizing;
 use super::live::Submission;
 use super::scheduler::SchedulerLimits;
 use super::telemetry::{self, LoadPhase, LoadPhaseKind, ResidentBytes, Telemetry};
-use super::weights::{self, OpenModel};
+use super::weights::{self, OpenModel, StoredDtype};
 use super::{
     ComputeDtype, EngineConfig, InferError, InferRequest, ModelConfig, ModelSource, Tokenizer, stop,
 };
@@ -42,9 +42,10 @@ pub(super) struct Shared {
     sizing: KvSizing,
     /// How long it took to open the model, where this opened it.
     pub(super) opened: Option<LoadPhase>,
-    stored_dtype: String,
+    stored_dtype: StoredDtype,
     stored_bytes: u64,
-    is_dummy: bool,
+    /// What is computed in, whether it was asked for or goes with the weights.
+    dtype: ComputeDtype,
     /// Samples submitted and not ended: what bounds the queue.
     live: AtomicUsize,
     status: Mutex<HostStatus>,
@@ -62,35 +63,30 @@ impl EngineHost {
         config: EngineConfig,
         clock: Clock,
     ) -> Result<Self, InferError> {
-        let is_dummy = matches!(source, ModelSource::Dummy { .. });
         let started_at = clock.now();
         let model = weights::open(source)?;
         let took = clock.now().since(started_at);
         let opened = LoadPhase { kind: LoadPhaseKind::Open, started_at, took, bytes: None };
-        Self::start_opened(model, is_dummy, config, clock, Some(opened))
+        Self::start_opened(model, config, clock, Some(opened))
     }
 
     /// As [`EngineHost::open`], for a model that is open already.
     ///
     /// # Errors
     /// When the settings do not fit the model, or no thread can be started.
-    pub fn start(
-        model: OpenModel,
-        is_dummy: bool,
-        config: EngineConfig,
-        clock: Clock,
-    ) -> Result<Self, InferError> {
-        Self::start_opened(model, is_dummy, config, clock, None)
+    pub fn start(model: OpenModel, config: EngineConfig, clock: Clock) -> Result<Self, InferError> {
+        Self::start_opened(model, config, clock, None)
     }
 
     fn start_opened(
         model: OpenModel,
-        is_dummy: bool,
         config: EngineConfig,
         clock: Clock,
         opened: Option<LoadPhase>,
     ) -> Result<Self, InferError> {
-        let sizing = KvSizing::new(&config, &model.config)?;
+        let stored_dtype = model.weights.stored_dtype();
+        let dtype = ComputeDtype::resolve(config.dtype, &stored_dtype)?;
+        let sizing = KvSizing::new(&config, dtype, &model.config)?;
         let num_blocks = sizing.num_blocks;
         let status =
             HostStatus { num_free_blocks: num_blocks, num_blocks, ..HostStatus::default() };
@@ -98,14 +94,14 @@ impl EngineHost {
         let shared = Arc::new(Shared {
             tokenizer: model.tokenizer,
             model_config: model.config,
-            stored_dtype: model.weights.stored_dtype(),
+            stored_dtype,
             stored_bytes: model.weights.stored_bytes(),
+            dtype,
             config,
             clock,
             limits,
             sizing,
             opened,
-            is_dummy,
             live: AtomicUsize::new(0),
             status: Mutex::new(status),
         });
@@ -221,12 +217,13 @@ impl EngineHost {
 
     /// The settings in force, numbers resolved: `max_model_len`, `block_size`,
     /// `num_blocks`, `kv_bytes`, `max_num_seqs`, `max_num_batched_tokens`,
-    /// `max_queue`, `enable_prefix_caching`, `dtype` (computed in), `weights` (as stored, `dummy` for
-    /// noise), `weight_bytes` (as stored) and `threads`. All are known without loading.
+    /// `max_queue`, `enable_prefix_caching`, `dtype` (computed in), `dtype_from` (`weights`, or
+    /// `setting` if it was asked for), `weights` (as stored, `dummy` for noise), `weight_bytes` (as
+    /// stored) and `threads`. All are known without loading.
     #[must_use]
     pub fn settings(&self) -> BTreeMap<String, String> {
-        let Shared { sizing, config, stored_dtype, stored_bytes, is_dummy, .. } = &*self.shared;
-        let weights = if *is_dummy { "dummy" } else { stored_dtype };
+        let Shared { sizing, config, dtype, stored_dtype, stored_bytes, .. } = &*self.shared;
+        let dtype_from = if config.dtype.is_some() { "setting" } else { "weights" };
         let numbers = [
             ("max_model_len", sizing.max_model_len as u64),
             ("block_size", sizing.block_size as u64),
@@ -239,8 +236,9 @@ impl EngineHost {
             ("threads", config.num_threads() as u64),
         ];
         let words = [
-            ("dtype", config.dtype.to_string()),
-            ("weights", weights.to_owned()),
+            ("dtype", dtype.to_string()),
+            ("dtype_from", dtype_from.to_owned()),
+            ("weights", stored_dtype.to_string()),
             ("enable_prefix_caching", config.enable_prefix_caching.to_string()),
         ];
         numbers
@@ -257,24 +255,25 @@ impl EngineHost {
         self.shared.sizing.max_model_len
     }
 
-    /// Name of the precision the weights are computed in, such as `f32 (from Q4_1)`.
+    /// Name of the precision the weights are computed in, such as `bf16`,
+    /// `f32 (from Q4_1)`, or `Q4_1` as llama.cpp and Ollama call their own.
     #[must_use]
     pub fn precision(&self) -> String {
-        let Shared { config, stored_dtype: stored, is_dummy, .. } = &*self.shared;
-        match config.dtype {
-            _ if *is_dummy => format!("{} (dummy)", config.dtype),
-            ComputeDtype::F32 if stored == "F32" => "f32".to_owned(),
-            ComputeDtype::Bf16 if stored == "BF16" => "bf16".to_owned(),
-            ComputeDtype::Bf16 => format!("bf16 (from {stored})"),
-            ComputeDtype::F32 => format!("f32 (from {stored})"),
-            ComputeDtype::Quantized => format!("{stored} (activations in 8 bits)"),
+        let Shared { dtype, stored_dtype: stored, .. } = &*self.shared;
+        match (dtype, stored) {
+            (_, StoredDtype::Noise) => format!("{dtype} (dummy)"),
+            (ComputeDtype::F32, StoredDtype::F32) | (ComputeDtype::Bf16, StoredDtype::Bf16) => {
+                dtype.to_string()
+            }
+            (ComputeDtype::F32 | ComputeDtype::Bf16, _) => format!("{dtype} (from {stored})"),
+            (ComputeDtype::Quantized, _) => stored.to_string(),
         }
     }
 
     /// Whether the weights are seeded noise.
     #[must_use]
     pub fn is_dummy(&self) -> bool {
-        self.shared.is_dummy
+        self.shared.stored_dtype == StoredDtype::Noise
     }
 
     /// What it is doing now.
@@ -420,7 +419,7 @@ mod tests {
                 let _ = self.1.recv();
                 self.0.load(name, shape, form)
             }
-            fn stored_dtype(&self) -> String {
+            fn stored_dtype(&self) -> StoredDtype {
                 self.0.stored_dtype()
             }
             fn stored_bytes(&self) -> u64 {
@@ -430,7 +429,7 @@ mod tests {
         let (gate, closed) = sync_channel(0);
         let model = weights::open(&tiny()).unwrap();
         let model = OpenModel { weights: Box::new(Gated(model.weights, closed)), ..model };
-        let host = EngineHost::start(model, true, EngineConfig::default(), Clock::real()).unwrap();
+        let host = EngineHost::start(model, EngineConfig::default(), Clock::real()).unwrap();
         let generations: Vec<_> = (0..8).map(|_| host.submit(request(2)).unwrap()).collect();
         drop(gate);
         let firsts: Vec<_> = generations
@@ -519,15 +518,15 @@ mod tests {
             fn load(&self, _: &str, _: &[usize], _: WeightForm) -> Result<Weight<'_>, InferError> {
                 Err(InferError::Internal("unreadable, as ordered".to_owned()))
             }
-            fn stored_dtype(&self) -> String {
-                "F32".to_owned()
+            fn stored_dtype(&self) -> StoredDtype {
+                StoredDtype::F32
             }
             fn stored_bytes(&self) -> u64 {
                 0
             }
         }
         let model = OpenModel { weights: Box::new(Unreadable), ..weights::open(&tiny()).unwrap() };
-        let host = EngineHost::start(model, false, EngineConfig::default(), Clock::real()).unwrap();
+        let host = EngineHost::start(model, EngineConfig::default(), Clock::real()).unwrap();
         assert!(host.load().unwrap_err().to_string().contains("unreadable"));
         let events = drain(host.submit(request(4)).unwrap());
         assert!(matches!(events.as_slice(), [GenerationEvent::Failed(_)]), "{events:?}");
@@ -551,7 +550,8 @@ mod tests {
         assert_eq!(settings["max_model_len"], "100");
         assert_eq!(settings["num_blocks"], (7 * 16).to_string());
         assert_eq!(settings["weights"], "dummy");
-        assert_eq!(host.precision(), "f32 (dummy)");
+        assert_eq!((&*settings["dtype"], &*settings["dtype_from"]), ("bf16", "weights"));
+        assert_eq!(host.precision(), "bf16 (dummy)");
         assert!(host.is_dummy() && !host.status().loaded);
         assert_eq!(host.max_model_len(), 100);
     }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::core::CoreStats;
 use crate::clock::Timestamp;
 
@@ -68,8 +70,9 @@ pub struct LoadPhase {
     pub bytes: Option<u64>,
 }
 
-/// The phases, in their order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The phases, in their order; `events.jsonl` calls them by these names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LoadPhaseKind {
     /// Config, tokenizer and headers were read and checked. Once a model, before
     /// anything is measured.

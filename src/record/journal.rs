@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
+use crate::infer::telemetry::LoadPhaseKind;
 
 /// An entry of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,18 +83,4 @@ pub enum JournalEvent {
     Interrupted,
     /// The last line of a run that ended by itself.
     RunFinished,
-}
-
-/// Phases between a cold engine and its first token, in their order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoadPhaseKind {
-    /// Config, tokenizer and headers were read and checked, once a run.
-    Open,
-    /// Weights were read, and converted to what the kernels compute with.
-    Weights,
-    /// The KV pool was allocated.
-    KvPool,
-    /// The first step on the fresh weights.
-    FirstStep,
 }

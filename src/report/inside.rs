@@ -82,6 +82,7 @@ fn memory(engines: &[Inside]) -> Table {
         Column::words("engine"),
         Column::numbers("weights", "", 0),
         Column::numbers("KV pool", "", 0),
+        Column::numbers("activations", "", 0),
         Column::numbers("other", "", 0),
         Column::numbers("process", "before", 2),
         Column::numbers("process", "loaded", 1),
@@ -90,14 +91,17 @@ fn memory(engines: &[Inside]) -> Table {
     let row = |engine: &Inside, memory: &MemorySummary| {
         let bytes =
             |value: Option<u64>| Cell::or_absent(value.map(format_bytes), "it was not read");
+        let at_most = |bytes: u64| format!("≤ {}", format_bytes(bytes));
         vec![
             Cell::new(engine.engine.as_str()),
             Cell::new(format_bytes(memory.weight_bytes)),
             Cell::new(format_bytes(memory.kv_bytes)),
+            Cell::or_absent(memory.activations_at_most_bytes.map(at_most), "it was not read"),
             Cell::or_absent(
-                memory.other_bytes.map(format_bytes).or_else(|| {
-                    memory.other_at_most_bytes.map(|bytes| format!("≤ {}", format_bytes(bytes)))
-                }),
+                memory
+                    .other_bytes
+                    .map(format_bytes)
+                    .or_else(|| memory.other_at_most_bytes.map(at_most)),
                 "the process grew by less than the weights: it reused memory that was freed \
                  before",
             ),

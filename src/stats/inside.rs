@@ -61,10 +61,13 @@ pub struct MemorySummary {
     pub weight_bytes: u64,
     /// The KV pool.
     pub kv_bytes: u64,
-    /// Growth of the process from before a load to its peak while this engine
-    /// alone was stepping, beyond weights and pool: activations and all else.
-    /// Absent where it was not read, or was less than the parts: pages of the
-    /// pool that were never written are not resident.
+    /// Growth of the process from after the load to its peak while this engine
+    /// alone was stepping: activations, and pages of the pool as they are first
+    /// written. A bound from above for either.
+    pub activations_at_most_bytes: Option<u64>,
+    /// Growth of the process over the load, beyond weights and pool: the mapped
+    /// file and all else. Absent where it was not read, or was less than the
+    /// parts: pages of the pool that were never written are not resident.
     pub other_bytes: Option<u64>,
     /// The same as if no page of the pool were resident: a bound from above.
     pub other_at_most_bytes: Option<u64>,
@@ -178,14 +181,15 @@ fn memory(run: &RunData, index: u32, steps: &[&StepRecord]) -> Option<MemorySumm
                 run.journal.iter().filter(|other| other.at_ns > at && disturbs(&other.event));
             let until = later.map(|other| other.at_ns).min();
             let rss_peak_bytes = peak_rss(steps, at, until).max(rss_after_bytes);
-            let grown = rss_peak_bytes.zip(rss_before_bytes);
-            let grown = grown.and_then(|(peak, before)| peak.checked_sub(before));
+            let growth = |from: Option<u64>, to: Option<u64>| to?.checked_sub(from?);
+            let loading = growth(rss_before_bytes, rss_after_bytes);
             Some(MemorySummary {
                 weight_bytes,
                 kv_bytes,
-                other_bytes: grown
+                activations_at_most_bytes: growth(rss_after_bytes, rss_peak_bytes),
+                other_bytes: loading
                     .and_then(|grown| grown.checked_sub(weight_bytes.saturating_add(kv_bytes))),
-                other_at_most_bytes: grown.and_then(|grown| grown.checked_sub(weight_bytes)),
+                other_at_most_bytes: loading.and_then(|grown| grown.checked_sub(weight_bytes)),
                 rss_before_bytes,
                 rss_after_bytes,
                 rss_peak_bytes,
@@ -229,7 +233,8 @@ mod tests {
         }
     }
 
-    fn run(steps: Vec<StepRecord>) -> RunData {
+    /// A run whose loads add `grown` bytes each to the process.
+    fn run(grown: u64, steps: Vec<StepRecord>) -> RunData {
         let manifest: Manifest = serde_json::from_value(serde_json::json!({
             "schema_version": 1, "yardstick_version": "", "name": "", "started_at": "",
             "machine": {
@@ -254,7 +259,7 @@ mod tests {
                 weight_bytes: 100,
                 kv_bytes: 50,
                 rss_before_bytes: Some(before),
-                rss_after_bytes: Some(before + 110),
+                rss_after_bytes: Some(before + grown),
             },
         };
         let journal = vec![memory(10, 1000), memory(30, 5000)];
@@ -263,18 +268,23 @@ mod tests {
 
     #[test]
     fn memory_is_that_of_the_first_load_until_anything_else_is_loaded() {
-        let inside = summarise(&run(vec![step(20, 1180), step(40, 9000)]), &[]);
+        let inside = summarise(&run(160, vec![step(20, 1190), step(40, 9000)]), &[]);
         let [ours] = inside.as_slice() else { panic!("{inside:?}") };
         assert_eq!((ours.num_steps, ours.num_preemptions), (2, 2));
         assert_eq!((ours.peak_used_blocks, ours.num_blocks), (Some(40), Some(100)));
         let memory = ours.memory.as_ref().unwrap();
-        assert_eq!((memory.rss_peak_bytes, memory.other_bytes), (Some(1180), Some(30)));
+        assert_eq!(
+            (memory.rss_peak_bytes, memory.activations_at_most_bytes),
+            (Some(1190), Some(30))
+        );
+        assert_eq!((memory.other_bytes, memory.other_at_most_bytes), (Some(10), Some(60)));
     }
 
     #[test]
     fn growth_below_the_parts_is_a_bound_and_no_negative_number() {
-        let inside = summarise(&run(vec![step(20, 1120)]), &[]);
+        let inside = summarise(&run(110, vec![step(20, 1120)]), &[]);
         let memory = inside[0].memory.as_ref().unwrap();
-        assert_eq!((memory.other_bytes, memory.other_at_most_bytes), (None, Some(20)));
+        assert_eq!((memory.other_bytes, memory.other_at_most_bytes), (None, Some(10)));
+        assert_eq!(memory.activations_at_most_bytes, Some(10));
     }
 }

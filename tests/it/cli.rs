@@ -93,10 +93,17 @@ fn colours_come_only_when_asked_for_away_from_a_terminal() {
     assert!(stderr("always").starts_with("\u{1b}["));
 }
 
-/// A prompt of five tokens whose continuation other engines agree on (transformers and
-/// llama.cpp in f32).
-const RAW: [&str; 6] =
-    ["generate", "--raw", "--prompt", "The capital of France is", "--json", "--max-tokens"];
+/// A prompt of five tokens whose continuation other engines agree on in f32 (transformers
+/// and llama.cpp).
+const RAW: [&str; 7] = [
+    "generate",
+    "--dtype=f32",
+    "--raw",
+    "--prompt",
+    "The capital of France is",
+    "--json",
+    "--max-tokens",
+];
 
 #[test]
 fn generate_tells_everything_in_one_object() {
@@ -120,8 +127,8 @@ fn generate_tells_everything_in_one_object() {
     }
     // The same prompt as ids, on blocks of KV that the prompt does not fill.
     let ids = ["generate", "--prompt-ids", "504,3575,282,4649,314", "--json", "--max-tokens", "8"];
-    let again =
-        stdout_json(&run(&[&ids[..], &["--block-size", "4", "--kv-blocks", "16"]].concat()));
+    let pool = ["--dtype=f32", "--block-size", "4", "--kv-blocks", "16"];
+    let again = stdout_json(&run(&[&ids[..], &pool].concat()));
     assert_eq!(again["tokens"], answer["tokens"]);
     assert_eq!(again["max_model_len"], 64);
     assert!(again["logprobs"].is_null());
@@ -129,8 +136,8 @@ fn generate_tells_everything_in_one_object() {
 
 #[test]
 fn generate_streams_text_on_stdout_and_timings_on_stderr() {
-    let output =
-        run(&["generate", "--prompt", "What is the capital of France?", "--max-tokens", "20"]);
+    let asked = ["generate", "--dtype=f32", "--prompt", "What is the capital of France?"];
+    let output = run(&[&asked[..], &["--max-tokens", "20"]].concat());
     assert!(output.status.success());
     assert_eq!(String::from_utf8_lossy(&output.stdout), "The capital of France is Paris.\n");
     let stderr = String::from_utf8(output.stderr).unwrap();

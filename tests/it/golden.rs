@@ -82,7 +82,7 @@ fn host(source: &ModelSource) -> EngineHost {
 }
 
 fn host_in(source: &ModelSource, dtype: ComputeDtype) -> EngineHost {
-    let config = EngineConfig { dtype, ..EngineConfig::default() };
+    let config = EngineConfig { dtype: Some(dtype), ..EngineConfig::default() };
     EngineHost::open(source, config, Clock::real()).unwrap()
 }
 

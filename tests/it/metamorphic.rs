@@ -43,7 +43,8 @@ fn open(config: ModelConfig) -> OpenModel {
 
 fn core(config: &EngineConfig) -> EngineCore {
     let model = open(tiny());
-    EngineCore::new(&model.config, &*model.weights, config, Clock::manual()).unwrap()
+    let config = EngineConfig { dtype: Some(ComputeDtype::F32), ..config.clone() };
+    EngineCore::new(&model.config, &*model.weights, &config, Clock::manual()).unwrap()
 }
 
 /// Prompts of several lengths; every other one is sampled, the rest is greedy.
@@ -288,8 +289,12 @@ fn attention_refuses_a_layout_that_does_not_fit() {
 fn real_model_agrees_with_itself(dtype: ComputeDtype) {
     let model = weights::open(&default_gguf()).unwrap();
     let one = Some(1);
-    let base =
-        EngineConfig { max_model_len: Some(64), dtype, threads: one, ..EngineConfig::default() };
+    let base = EngineConfig {
+        max_model_len: Some(64),
+        dtype: Some(dtype),
+        threads: one,
+        ..EngineConfig::default()
+    };
     let cut = EngineConfig {
         block_size: 7,
         max_num_batched_tokens: 10,
@@ -388,7 +393,7 @@ fn logits_agree_with_candles_own_llama_untied_and_with_scaled_frequencies() {
 
 fn agrees_with_stock(config: ModelConfig) {
     let model = open(config);
-    let config = EngineConfig::default();
+    let config = EngineConfig { dtype: Some(ComputeDtype::F32), ..EngineConfig::default() };
     let mut core =
         EngineCore::new(&model.config, &*model.weights, &config, Clock::manual()).unwrap();
     for request in requests() {

@@ -207,6 +207,26 @@ fn trouble_of_every_kind_is_warned_of() {
 }
 
 #[test]
+fn cached_tokens_of_distinct_prompts_are_told_from_those_of_repeated_ones() {
+    let mut run = fixture::run();
+    let warning = |run: &RunData| {
+        let warnings = stats::summarise(run).warnings;
+        let class = WarningClass::PrefixCacheHit;
+        let found = warnings.into_iter().find(|w| w.class == class).unwrap();
+        (found.message, found.advice)
+    };
+    for (number, request) in run.requests.iter_mut().enumerate() {
+        request.num_cached_tokens = Some(16);
+        request.prompt_sha256 = format!("{number:064x}");
+    }
+    let (message, advice) = warning(&run);
+    assert!(message.contains("begin alike") && advice.contains("--prompt-tokens"), "{message}");
+    run.requests.iter_mut().for_each(|request| request.prompt_sha256 = "0".repeat(64));
+    let (message, advice) = warning(&run);
+    assert!(message.contains("more than once") && advice.contains("--same-prompt"), "{message}");
+}
+
+#[test]
 fn a_run_without_measurements_still_has_a_report() {
     let mut run = fixture::run();
     run.requests.clear();

@@ -59,12 +59,16 @@ pub struct KvSizing {
 }
 
 impl KvSizing {
-    /// Sizes the pool of `model` under `config`.
+    /// Sizes the pool of `model` under `config`, for linear layers of `dtype`.
     ///
     /// # Errors
     /// [`InferError::Config`] for a setting that is zero, a `max_model_len`
     /// above the model's, or a pool that cannot hold one such sequence.
-    pub fn new(config: &EngineConfig, model: &ModelConfig) -> Result<Self, InferError> {
+    pub fn new(
+        config: &EngineConfig,
+        dtype: ComputeDtype,
+        model: &ModelConfig,
+    ) -> Result<Self, InferError> {
         check_ranges(config)?;
         let limit = model.max_position_embeddings;
         if let Some(asked) = config.max_model_len.filter(|asked| *asked > limit) {
@@ -74,7 +78,7 @@ impl KvSizing {
             )));
         }
         let block_size = config.block_size;
-        let element = KvElement::of(config.dtype);
+        let element = KvElement::of(dtype);
         let bytes_per_token = model.kv_bytes_per_token(element.num_bytes()) as u64;
         let bytes_per_block = bytes_per_token.saturating_mul(block_size as u64);
         let num_blocks = num_blocks(config, limit, bytes_per_block)?;
@@ -191,7 +195,8 @@ mod tests {
     }
 
     fn size(max_model_len: Option<usize>, kv: KvBudget) -> Result<KvSizing, InferError> {
-        KvSizing::new(&EngineConfig { max_model_len, kv, ..EngineConfig::default() }, &smollm2())
+        let config = EngineConfig { max_model_len, kv, ..EngineConfig::default() };
+        KvSizing::new(&config, ComputeDtype::F32, &smollm2())
     }
 
     #[test]
@@ -240,7 +245,8 @@ mod tests {
             (EngineConfig { threads: Some(0), ..default() }, "threads"),
             (EngineConfig { threads: Some(5000), ..default() }, "threads"),
         ] {
-            assert!(KvSizing::new(&config, &smollm2()).unwrap_err().to_string().contains(name));
+            let refused = KvSizing::new(&config, ComputeDtype::F32, &smollm2());
+            assert!(refused.unwrap_err().to_string().contains(name));
         }
     }
 }

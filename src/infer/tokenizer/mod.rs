@@ -20,7 +20,7 @@ use self::template::ChatTemplate;
 use super::{InferError, ModelConfig};
 
 /// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatMessage {
     /// `system`, `user` or `assistant`.
     pub role: String,

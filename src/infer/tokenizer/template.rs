@@ -1,20 +1,21 @@
 //! Chat templates: Jinja as transformers renders it, from untrusted files, so
 //! that a template which loops or grows for ever ends in an error.
 
-use std::io::{self, Write};
-
 use jiff::Timestamp;
-use minijinja::{Environment, Error, ErrorKind, context};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value, context};
 
 use super::ChatMessage;
 use crate::clock::Clock;
 
-/// Instructions one rendering may take; a long conversation takes thousands.
-const FUEL: u64 = 5_000_000;
+/// What one rendering may take: an instruction costs one, and so do 64 bytes of
+/// whatever text or list it makes, which bounds its memory by 64 MB. A long
+/// conversation takes thousands, its text at 64 bytes each a few times over.
+const FUEL: u64 = 1_000_000;
+/// Longest format of a date: a directive may widen what it prints manyfold.
+const MAX_DATE_FORMAT_BYTES: usize = 256;
 /// Depth of macros and includes.
 const MAX_RECURSION: usize = 100;
-/// Longest rendered prompt.
-const MAX_OUTPUT_BYTES: usize = 64 << 20;
 /// The only template of each environment.
 const NAME: &str = "chat";
 /// For models without a vocabulary: roles and texts, each on its line.
@@ -32,8 +33,8 @@ impl ChatTemplate {
     /// Compiles a template with the settings and functions of transformers.
     pub(super) fn compile(source: String, bos: String, eos: String) -> Result<Self, Error> {
         let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        environment
+            .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(MAX_RECURSION);
         environment
@@ -57,38 +58,26 @@ impl ChatTemplate {
 
     /// Renders a conversation, up to where the assistant begins.
     pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<String, Error> {
-        let mut output = Bounded(Vec::new());
-        let context = context! {
-            messages => messages,
-            add_generation_prompt => true,
-            bos_token => self.bos_token,
-            eos_token => self.eos_token,
+        let message = |message: &ChatMessage| {
+            context! { role => message.role.as_str(), content => message.content.as_str() }
         };
-        self.environment.get_template(NAME)?.render_captured_to(context, &mut output)?;
-        String::from_utf8(output.0)
-            .map_err(|_| Error::new(ErrorKind::BadSerialization, "the output is not UTF-8"))
-    }
-}
-
-struct Bounded(Vec<u8>);
-
-impl Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_OUTPUT_BYTES {
-            return Err(io::Error::other("the output is too long"));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        let context = context! {
+            messages => messages.iter().map(message).collect::<Vec<Value>>(),
+            add_generation_prompt => true,
+            bos_token => self.bos_token.as_str(),
+            eos_token => self.eos_token.as_str(),
+        };
+        self.environment.get_template(NAME)?.render(context)
     }
 }
 
 /// Today, for templates that tell the model the date (UTC).
 fn strftime_now(format: &str) -> Result<String, Error> {
-    let invalid = |e: jiff::Error| Error::new(ErrorKind::InvalidOperation, e.to_string());
+    let refused = |reason: String| Error::new(ErrorKind::InvalidOperation, reason);
+    if format.len() > MAX_DATE_FORMAT_BYTES {
+        return Err(refused(format!("a date format of {} bytes", format.len())));
+    }
+    let invalid = |e: jiff::Error| refused(e.to_string());
     let now = Timestamp::try_from(Clock::wall()).map_err(invalid)?;
     jiff::fmt::strtime::format(format, now).map_err(invalid)
 }
@@ -136,6 +125,30 @@ mod tests {
         assert!(render(nested).is_err());
         assert!(render("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").is_err());
         assert!(render("{% for a in range(9999) %}{{ 'x' * 90000 }}{% endfor %}").is_err());
+    }
+
+    #[test]
+    fn a_template_that_doubles_a_text_ends_before_memory_does() {
+        let out_of_fuel = |source: &str| render(source).unwrap_err().kind() == ErrorKind::OutOfFuel;
+        let doubled = "{% set s = namespace(t='xxxxxxxx') %}{% for i in range(60) %}";
+        assert!(out_of_fuel(&format!("{doubled}{{% set s.t = s.t ~ s.t %}}{{% endfor %}}")));
+        assert!(out_of_fuel(&format!("{doubled}{{% set s.t = s.t + s.t %}}{{% endfor %}}")));
+        let copied = "{% set s.t = s.t.replace('x', 'xx') %}{% endfor %}";
+        assert!(out_of_fuel(&format!("{doubled}{copied}")));
+        let squared = "{% set s.t = s.t.replace('x', s.t) %}{% endfor %}";
+        assert!(out_of_fuel(&format!("{doubled}{squared}")));
+        assert!(out_of_fuel("{{ 'x' * 4000000000 }}"));
+        assert!(render("{{ [1] * 4000000000 }}").is_err());
+        assert!(render("{{ strftime_now('%255Y' * 9000) }}").is_err());
+    }
+
+    #[test]
+    fn a_conversation_as_long_as_any_context_renders() {
+        let source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}\n{% endfor %}";
+        let message = |i| ChatMessage { role: "user".to_owned(), content: format!("{i:>2000}") };
+        let messages: Vec<_> = (0..2000).map(message).collect();
+        let template = ChatTemplate::compile(source.to_owned(), String::new(), String::new());
+        assert!(template.unwrap().render(&messages).unwrap().starts_with("<|user|>0\n<|user|>1\n"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::{InferError, Weight, WeightForm, WeightSource};
+use super::{InferError, StoredDtype, Weight, WeightForm, WeightSource};
 use crate::infer::ModelConfig;
 
 /// Standard deviation of the weights, as models are initialised with.
@@ -57,8 +57,8 @@ impl WeightSource for DummyWeights {
         Ok(Weight::Dense(Tensor::from_vec(values, shape, &Device::Cpu)?))
     }
 
-    fn stored_dtype(&self) -> String {
-        "dummy".to_owned()
+    fn stored_dtype(&self) -> StoredDtype {
+        StoredDtype::Noise
     }
 
     fn stored_bytes(&self) -> u64 {

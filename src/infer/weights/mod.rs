@@ -12,7 +12,7 @@ mod weight;
 pub use weight::{Bf16Rows, QuantizedRows, Weight};
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -51,6 +51,33 @@ pub enum WeightForm {
     Stored,
 }
 
+/// How weights are stored.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StoredDtype {
+    /// Single precision.
+    F32,
+    /// Half precision of IEEE.
+    F16,
+    /// The upper half of single precision.
+    Bf16,
+    /// GGML blocks of the type of this name, such as `Q4_1`.
+    Blocks(String),
+    /// Nowhere: they are seeded noise.
+    Noise,
+}
+
+impl fmt::Display for StoredDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::Blocks(name) => name,
+            Self::Noise => "dummy",
+        })
+    }
+}
+
 /// Tensors by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`).
 pub trait WeightSource: Send {
     /// The named tensor. `shape` is checked. What is no matrix, and what `form`
@@ -61,8 +88,8 @@ pub trait WeightSource: Send {
     fn load(&self, name: &str, shape: &[usize], form: WeightForm)
     -> Result<Weight<'_>, InferError>;
 
-    /// How the weights are stored, such as `Q4_1` or `BF16`: the type that holds most bytes.
-    fn stored_dtype(&self) -> String;
+    /// How the weights are stored: the type that holds most bytes.
+    fn stored_dtype(&self) -> StoredDtype;
 
     /// Bytes of all tensors as stored.
     fn stored_bytes(&self) -> u64;
@@ -182,10 +209,12 @@ pub(super) fn load_error(path: &Path, reason: impl Into<String>) -> InferError {
     InferError::Load { path: path.to_owned(), reason: reason.into(), hint: None }
 }
 
-/// The type that holds most bytes.
-fn majority<T: Display + Ord>(bytes: BTreeMap<T, u64>) -> String {
-    bytes
-        .into_iter()
-        .max_by_key(|(_, bytes)| *bytes)
-        .map_or_else(String::new, |(t, _)| t.to_string())
+/// The type that holds most bytes, of tensors by type and size.
+fn majority(tensors: impl Iterator<Item = (StoredDtype, u64)>) -> StoredDtype {
+    let mut bytes = BTreeMap::new();
+    for (dtype, size) in tensors {
+        *bytes.entry(dtype).or_insert(0) += size;
+    }
+    let most = bytes.into_iter().max_by_key(|(_, bytes)| *bytes);
+    most.map_or(StoredDtype::F32, |(dtype, _)| dtype)
 }

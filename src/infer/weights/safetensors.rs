@@ -12,7 +12,8 @@ use super::dense::{widen_bf16, widen_f16, widen_f32, widen_parallel};
 use super::finite::{Exponent, first_not_finite};
 use super::mapping::MappedFile;
 use super::{
-    Bf16Rows, InferError, Weight, WeightForm, WeightSource, load_error, majority, read_text,
+    Bf16Rows, InferError, StoredDtype, Weight, WeightForm, WeightSource, load_error, majority,
+    read_text,
 };
 use crate::infer::ModelConfig;
 use crate::infer::model::config::{EMBEDDING, OUTPUT_HEAD};
@@ -148,12 +149,13 @@ impl WeightSource for SafetensorsFolder {
         Ok(Weight::Dense(Tensor::from_vec(values, shape, &Device::Cpu)?))
     }
 
-    fn stored_dtype(&self) -> String {
-        let mut bytes = BTreeMap::new();
-        for stored in self.stored() {
-            *bytes.entry(stored.dtype).or_insert(0) += stored.range.len() as u64;
-        }
-        majority(bytes.into_iter().map(|(dtype, bytes)| (format!("{dtype:?}"), bytes)).collect())
+    fn stored_dtype(&self) -> StoredDtype {
+        let dtype = |stored: &Stored| match stored.dtype {
+            Dtype::F16 => StoredDtype::F16,
+            Dtype::BF16 => StoredDtype::Bf16,
+            _ => StoredDtype::F32,
+        };
+        majority(self.stored().map(|stored| (dtype(stored), stored.range.len() as u64)))
     }
 
     fn stored_bytes(&self) -> u64 {

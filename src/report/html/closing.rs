@@ -4,13 +4,14 @@
 use std::fmt::{self, Write};
 
 use super::Page;
-use super::escape::escape;
+use super::escape::{escape, escape_name};
 use super::{svg, tables};
 use crate::engine::Capability;
 use crate::record::{EngineRecord, Machine};
 use crate::report::definitions::DEFINITIONS;
 use crate::report::prose::capitalise;
 use crate::report::view::reached;
+use crate::units::format_bytes;
 
 pub(super) fn http_cost(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     if page.view.http_cost.is_empty() {
@@ -69,7 +70,7 @@ fn settings(page: &Page<'_>, engine: &EngineRecord, out: &mut impl Write) -> fmt
     }
     if let Some(info) = &engine.info {
         for (key, value) in &info.settings {
-            pair(out, key, value)?;
+            pair(out, key, &readable(key, value))?;
         }
         let can = &info.capabilities;
         for (what, capability) in [
@@ -96,7 +97,7 @@ fn machine(machine: &Machine, out: &mut impl Write) -> fmt::Result {
     pair(out, "processor", machine.cpu.as_deref().unwrap_or("not read"))?;
     pair(out, "processors", &machine.num_cpus.to_string())?;
     if let Some(bytes) = machine.memory_bytes {
-        pair(out, "memory", &crate::units::format_bytes(bytes))?;
+        pair(out, "memory", &format_bytes(bytes))?;
     }
     if let Some(percent) = machine.load_average_percent {
         pair(out, "load at the start", &format!("{:.2}", f64::from(percent) / 100.0))?;
@@ -111,13 +112,19 @@ fn machine(machine: &Machine, out: &mut impl Write) -> fmt::Result {
         pair(out, "no GPU", reason)?;
     }
     for (key, value) in &machine.notes {
-        pair(out, key, value)?;
+        pair(out, key, &readable(key, value))?;
     }
     out.write_str("</dl>\n</article>\n")
 }
 
 fn pair(out: &mut impl Write, label: &str, value: &str) -> fmt::Result {
-    writeln!(out, "<div><dt>{}</dt><dd>{}</dd></div>", escape(label), escape(value))
+    writeln!(out, "<div><dt>{}</dt><dd>{}</dd></div>", escape_name(label), escape(value))
+}
+
+/// What a setting's value reads as: a size in bytes like any other of the report.
+fn readable(key: &str, value: &str) -> String {
+    let bytes = value.parse().ok().filter(|_| key.ends_with("_bytes"));
+    bytes.map_or_else(|| value.to_owned(), format_bytes)
 }
 
 pub(super) fn absent(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {

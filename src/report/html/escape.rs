@@ -20,6 +20,11 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
+/// [`escape`] for a name such as `max_num_seqs`, which may break behind its underscores.
+pub(super) fn escape_name(name: &str) -> String {
+    escape(name).replace('_', "_<wbr>")
+}
+
 /// A coordinate or length with one decimal at most.
 pub(super) fn coordinate(value: f64) -> String {
     let mut text = String::new();

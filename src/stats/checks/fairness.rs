@@ -131,7 +131,10 @@ pub(super) fn short_outputs(facts: &Facts<'_>, engine: &EngineRecord) -> Option<
 
 pub(super) fn prefix_cache_hit(facts: &Facts<'_>, engine: &EngineRecord) -> Option<Warning> {
     let (mut hits, mut total, mut cached, mut prompt) = (0, 0, 0_u64, 0_u64);
+    let mut prompts = BTreeSet::new();
+    let mut is_repeated = false;
     for request in facts.completed_of(engine) {
+        is_repeated |= !prompts.insert(&request.prompt_sha256);
         let (Some(from_cache), Some(tokens)) =
             (request.num_cached_tokens, request.num_prompt_tokens)
         else {
@@ -144,17 +147,31 @@ pub(super) fn prefix_cache_hit(facts: &Facts<'_>, engine: &EngineRecord) -> Opti
     }
     #[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
     let share = cached as f64 / prompt.max(1) as f64;
+    let (why, advice) = if is_repeated {
+        (
+            "prompts were sent more than once",
+            "TTFT is flattered; use distinct prompts (no --same-prompt), or switch the engine's \
+             prefix cache off",
+        )
+    } else {
+        (
+            "the prompts are distinct, and begin alike: a chat template puts the same words before \
+             each",
+            "TTFT is that of a prompt shorter by so much, and an engine whose cache keeps more or \
+             less of it gains more or less; --prompt-tokens N makes prompts that share nothing",
+        )
+    };
     (share > CACHED_TOLERANCE).then(|| {
         about(
             WarningClass::PrefixCacheHit,
             Some(engine),
             format!(
-                "{hits} of {} took prompt tokens from a prefix cache, {:.0} % of all prompt tokens",
+                "{hits} of {} took prompt tokens from a prefix cache, {:.0} % of all prompt \
+                 tokens; {why}",
                 count(total, "request"),
                 share * 100.0,
             ),
-            "TTFT is flattered; use distinct prompts (no --same-prompt), or switch the engine's \
-             prefix cache off",
+            advice,
         )
     })
 }

@@ -46,14 +46,14 @@ impl Family {
     }
 }
 
-fn host(source: &ModelSource, dtype: ComputeDtype) -> EngineHost {
+fn host(source: &ModelSource, dtype: Option<ComputeDtype>) -> EngineHost {
     let config = EngineConfig { dtype, ..EngineConfig::default() };
     EngineHost::open(source, config, Clock::real()).unwrap()
 }
 
 /// All cases in one batch.
 fn check(name: &str, source: &ModelSource, cases: &[Answer]) {
-    let host = host(source, ComputeDtype::F32);
+    let host = host(source, Some(ComputeDtype::F32));
     let generations: Vec<_> =
         cases.iter().map(|case| host.submit(case.request()).unwrap()).collect();
     for (case, generation) in cases.iter().zip(generations) {
@@ -138,12 +138,18 @@ fn every_type_of_block_is_widened_to_what_the_reference_computes_with() {
 const ROUNDED: f32 = 0.35;
 
 #[test]
-fn blocks_multiplied_as_they_are_stay_close_to_the_reference() {
+fn weights_computed_as_they_are_stored_stay_close_to_the_reference() {
     for model in fixture().quantized {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         write_gguf(&path, "llama", &block_model(), ggml(&model.dtype));
-        let host = host(&ModelSource::Gguf(path), ComputeDtype::Quantized);
+        let host = host(&ModelSource::Gguf(path), None);
+        let dtype = match model.dtype.as_str() {
+            "F32" | "F16" => "f32",
+            "BF16" => "bf16",
+            _ => "quantized",
+        };
+        assert_eq!(host.settings()["dtype"], dtype, "{}", model.dtype);
         for case in &model.cases {
             // Past the first token a near tie may turn another way.
             let request = InferRequest { max_tokens: 1, logprobs: Some(100), ..case.request() };
@@ -177,7 +183,7 @@ fn a_sequence_ends_where_the_sliding_window_would_begin_to_slide() {
     let source = ModelSource::Folder(folder.path().to_owned());
     let case = family.cases.last().unwrap();
     assert_eq!(case.prompt_ids.len() + case.tokens.len(), 48);
-    let host = host(&source, ComputeDtype::F32);
+    let host = host(&source, Some(ComputeDtype::F32));
     let request = InferRequest { max_tokens: 100, ..case.request() };
     let mut generation = host.submit(request).unwrap();
     let mut tokens = Vec::new();

@@ -2,8 +2,8 @@
 
 use candle_core::quantized::GgmlDType;
 use safetensors::tensor::Dtype;
-use yardstick::infer::weights::{self, Weight, WeightForm};
-use yardstick::infer::{ComputeDtype, EngineConfig, EngineHost, ModelSource};
+use yardstick::infer::weights::{self, StoredDtype, Weight, WeightForm};
+use yardstick::infer::{EngineConfig, EngineHost, ModelSource};
 
 use super::forms::{
     dense_weights, tiny_config, tiny_weights, values, write_tiny_folder, write_tiny_gguf,
@@ -27,7 +27,7 @@ fn safetensors_single_and_sharded_give_back_what_was_written() {
             {
                 assert!(largest_difference(expected, &got) <= tolerance, "{dtype:?} {name}");
             }
-            assert_eq!(model.weights.stored_dtype(), format!("{dtype:?}"));
+            assert_eq!(model.weights.stored_dtype().to_string(), format!("{dtype:?}"));
             let bytes = if dtype == Dtype::F32 { 4 } else { 2 };
             assert_eq!(model.weights.stored_bytes(), tiny_config().num_parameters() * bytes);
         }
@@ -70,7 +70,7 @@ fn blocks_that_are_kept_hold_the_same_numbers_as_widened_ones() {
         let widened = model.weights.load(&name, &shape, WeightForm::F32).unwrap();
         assert_eq!(values(&kept), values(&widened), "{name}");
     }
-    assert_eq!(model.weights.stored_dtype(), "Q4_1");
+    assert_eq!(model.weights.stored_dtype(), StoredDtype::Blocks("Q4_1".to_owned()));
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn the_engine_opens_every_form() {
     let path = folder.path().join("tiny.gguf");
     write_tiny_gguf(&path, GgmlDType::Q8_0);
     let clock = yardstick::clock::Clock::real;
-    let config = EngineConfig { dtype: ComputeDtype::F32, ..EngineConfig::default() };
+    let config = EngineConfig::default();
     for source in [ModelSource::Folder(folder.path().to_owned()), ModelSource::Gguf(path)] {
         EngineHost::open(&source, config.clone(), clock()).unwrap().load().unwrap();
     }

@@ -163,7 +163,12 @@ fn engines() -> Vec<EngineRecord> {
         max_model_len: Some(2048),
         ..info(settings)
     };
-    let kv = [("block_size", "16"), ("kv_blocks", "512"), ("max_num_seqs", "16")];
+    let kv = [
+        ("block_size", "16"),
+        ("num_blocks", "512"),
+        ("kv_bytes", "188743680"),
+        ("max_num_seqs", "16"),
+    ];
     vec![
         record("embedded", embedded(&kv)),
         record("embedded?transport=http", embedded(&kv)),

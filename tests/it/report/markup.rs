@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 /// Elements without content.
-const VOID: [&str; 1] = ["meta"];
+const VOID: [&str; 2] = ["meta", "wbr"];
 
 /// A tag with its attributes.
 struct Tag<'a> {
@@ -40,6 +40,13 @@ fn hostile_strings_are_shown_and_not_run() {
     assert!(!page.contains("<script>alert"));
     assert!(!page.contains('\x1b'));
     assert_eq!(page.matches("<script").count(), 1);
+}
+
+#[test]
+fn settings_are_read_and_not_deciphered() {
+    let page = super::html(&super::fixture::run());
+    assert!(page.contains("<dt>max_<wbr>num_<wbr>seqs</dt><dd>16</dd>"));
+    assert!(page.contains("<dt>kv_<wbr>bytes</dt><dd>180 MiB</dd>"));
 }
 
 #[test]

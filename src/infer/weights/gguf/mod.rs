@@ -9,7 +9,6 @@ mod reader;
 mod rows;
 mod tensor_type;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -22,7 +21,8 @@ use self::tensor_type::TensorType;
 use super::finite::{Exponent, first_block_not_finite, first_not_finite};
 use super::mapping::MappedFile;
 use super::{
-    Bf16Rows, InferError, QuantizedRows, Weight, WeightForm, WeightSource, load_error, majority,
+    Bf16Rows, InferError, QuantizedRows, StoredDtype, Weight, WeightForm, WeightSource, load_error,
+    majority,
 };
 use crate::infer::ModelConfig;
 use crate::infer::model::config::OUTPUT_HEAD;
@@ -120,12 +120,8 @@ impl WeightSource for GgufFile {
         Ok(Weight::Dense(Tensor::from_vec(values, shape, &Device::Cpu)?))
     }
 
-    fn stored_dtype(&self) -> String {
-        let mut bytes = BTreeMap::new();
-        for info in self.stored() {
-            *bytes.entry(info.dtype).or_insert(0) += info.num_bytes as u64;
-        }
-        majority(bytes)
+    fn stored_dtype(&self) -> StoredDtype {
+        majority(self.stored().map(|info| (info.dtype.into(), info.num_bytes as u64)))
     }
 
     fn stored_bytes(&self) -> u64 {

@@ -5,6 +5,8 @@ use std::fmt;
 
 use candle_core::quantized::GgmlDType;
 
+use crate::infer::weights::StoredDtype;
+
 /// How a tensor is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TensorType {
@@ -80,6 +82,17 @@ impl TensorType {
             Self::Q5K => Some(GgmlDType::Q5K),
             Self::Q6K => Some(GgmlDType::Q6K),
             Self::F32 | Self::F16 | Self::Bf16 | Self::Other(_) => None,
+        }
+    }
+}
+
+impl From<TensorType> for StoredDtype {
+    fn from(dtype: TensorType) -> Self {
+        match dtype {
+            TensorType::F32 => Self::F32,
+            TensorType::F16 => Self::F16,
+            TensorType::Bf16 => Self::Bf16,
+            blocks => Self::Blocks(blocks.to_string()),
         }
     }
 }
