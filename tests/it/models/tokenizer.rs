@@ -163,7 +163,7 @@ fn impossible_prompts_are_refused() {
 }
 
 /// A SentencePiece-like vocabulary: words, letters, and a token for every byte.
-fn sentence_piece_json() -> serde_json::Value {
+pub(super) fn sentence_piece_json() -> serde_json::Value {
     let mut vocab = BTreeMap::from([("<unk>".to_owned(), 0_u32), ("<s>".to_owned(), 1)]);
     for byte in 0..=255_u32 {
         vocab.insert(format!("<0x{byte:02X}>"), byte + 2);
