@@ -18,7 +18,7 @@ const FUEL: u64 = 1_000_000;
 /// The library goes a level down for each that an expression or a value nests,
 /// and sets no bound to most of them. The two bounds above bound these too: this
 /// many bytes hold them, of which only those are real that are used.
-const STACK_BYTES: usize = 256 << 20;
+const STACK_BYTES: usize = 128 << 20;
 /// Depth of macros and includes.
 const MAX_RECURSION: usize = 100;
 /// Longest rendered prompt.
