@@ -68,7 +68,7 @@ def value(kind, item):
     return text(item) if kind == 8 else struct.pack(formats[kind], item)
 
 
-def gguf(family, dtype, alignment=None):
+def gguf(family, dtype, alignment=None, more=()):
     def entry(key, kind, item):
         return text(key) + struct.pack("<I", kind) + value(kind, item)
 
@@ -96,6 +96,7 @@ def gguf(family, dtype, alignment=None):
         entry("tokenizer.ggml.add_bos_token", 7, 0),
         entry("tokenizer.chat_template", 8, "{{ messages[0]['content'] }}"),
     ]
+    metadata.extend(more)
     if alignment:
         metadata.append(entry("general.alignment", 4, alignment))
     alignment = alignment or 32
@@ -110,6 +111,12 @@ def gguf(family, dtype, alignment=None):
     counts = struct.pack("<QQ", len(table) // 3, len(metadata))
     head = b"GGUF" + struct.pack("<I", 3) + counts + b"".join(metadata) + b"".join(table)
     return head + b"\0" * (-len(head) % alignment) + data
+
+
+def nested():
+    """An entry that is an array of two arrays, one of bytes and one of texts."""
+    inner = struct.pack("<IQ", 0, 3) + b"abc" + struct.pack("<IQ", 8, 1) + text("d")
+    return text("some.matrix") + struct.pack("<IIQ", 9, 9, 2) + inner
 
 
 def safetensors(dtype, size):
@@ -150,6 +157,7 @@ def main():
     write("gguf", "q4_0", gguf("llama", Q4_0))
     write("gguf", "q8_0_aligned", gguf("llama", Q8_0, 8))
     write("gguf", "qwen2_bf16", gguf("qwen2", BF16))
+    write("gguf", "f16_nested", gguf("llama", F16, more=[nested()]))
     write("safetensors", "bf16", safetensors("BF16", 2))
     write("safetensors", "f32", safetensors("F32", 4))
     fixtures = HERE.parent / "tests"

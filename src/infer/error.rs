@@ -1,6 +1,7 @@
 //! How the embedded engine fails, typed: callers tell a bad request from a bad
 //! file from a full queue.
 
+use std::any::Any;
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -41,4 +42,10 @@ impl From<candle_core::Error> for InferError {
     fn from(error: candle_core::Error) -> Self {
         Self::Internal(error.to_string())
     }
+}
+
+/// What a panic said.
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::error::panic_message;
 use super::host::Shared;
 use super::telemetry::{EngineEvent, LoadPhase, LoadPhaseKind, MemoryParts, Sink};
 use super::weights::WeightSource;
@@ -51,12 +52,7 @@ impl Loaded {
     }
 }
 
-/// What a panic said.
+/// The failure that a panic is.
 pub(super) fn panicked(during: &str, panic: &(dyn std::any::Any + Send)) -> InferError {
-    let message = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message");
-    InferError::Internal(format!("{during} panicked: {message}"))
+    InferError::Internal(format!("{during} panicked: {}", panic_message(panic)))
 }

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use yardstick::clock::Clock;
+use yardstick::infer::host::HostStatus;
 use yardstick::infer::telemetry::{EngineEvent, LoadPhaseKind, StepStats};
 use yardstick::infer::{
     EngineConfig, EngineHost, Generation, GenerationEvent, InferError, InferRequest, KvBudget,
@@ -73,19 +74,21 @@ fn answer(host: &EngineHost, request: InferRequest) -> Answer {
     collect(host.submit(request).unwrap())
 }
 
+/// Waits until the engine says that `reached` holds.
 #[track_caller]
-fn comes_to_rest(host: &EngineHost) {
+fn wait_for(host: &EngineHost, reached: impl Fn(HostStatus) -> bool) {
     let begun = Instant::now();
-    loop {
-        let status = host.status();
-        if status.num_running + status.num_waiting == 0
-            && status.num_free_blocks == status.num_blocks
-        {
-            return;
-        }
-        assert!(begun.elapsed() < LIMIT, "still busy: {status:?}");
+    while !reached(host.status()) {
+        assert!(begun.elapsed() < LIMIT, "never reached: {:?}", host.status());
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+#[track_caller]
+fn comes_to_rest(host: &EngineHost) {
+    wait_for(host, |status| {
+        status.num_running + status.num_waiting == 0 && status.num_free_blocks == status.num_blocks
+    });
 }
 
 #[test]
@@ -176,46 +179,83 @@ enum State {
     Queued,
     Prefilling,
     Decoding,
+    Preempted,
     AtItsLastToken,
+    Finished,
+}
+
+/// A request of `n` samples in `state`, and the one that keeps it there.
+fn bring_to(state: State, n: usize, host: &EngineHost) -> (Generation, Option<Generation>) {
+    let long = InferRequest { n, ..request(1500) };
+    // A hundred steps until its first token.
+    let prompt_ids: Vec<u32> = (0..1600).map(|i| i % 190).collect();
+    let long_prompt = InferRequest { prompt_ids, n, ..request(20) };
+    match state {
+        State::Queued => {
+            let other = host.submit(long.clone()).unwrap();
+            let generation = host.submit(long).unwrap();
+            wait_for(host, |status| status.num_running > 0 && status.num_waiting > 0);
+            (generation, Some(other))
+        }
+        State::Prefilling => {
+            let generation = host.submit(long_prompt).unwrap();
+            wait_for(host, |status| status.num_running > 0);
+            (generation, None)
+        }
+        State::Decoding => {
+            let mut generation = host.submit(long).unwrap();
+            assert!(generation.blocking_next().is_some());
+            (generation, None)
+        }
+        State::Preempted => {
+            let telemetry = host.observe(|| None).unwrap();
+            let other = host.submit(request(2000)).unwrap();
+            let generation = host.submit(InferRequest { max_tokens: 400, ..long_prompt }).unwrap();
+            let begun = Instant::now();
+            let preempted = |event| match event {
+                EngineEvent::Step(step) => step.after.num_preemptions > 0,
+                _ => false,
+            };
+            while !telemetry.drain().any(preempted) {
+                assert!(begun.elapsed() < LIMIT, "nothing is preempted");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            (generation, Some(other))
+        }
+        State::AtItsLastToken | State::Finished => {
+            let mut generation = host.submit(InferRequest { n, ..request(3) }).unwrap();
+            for _ in 0..3 * n {
+                assert!(generation.blocking_next().is_some());
+            }
+            while matches!(state, State::Finished) && generation.blocking_next().is_some() {}
+            (generation, None)
+        }
+    }
 }
 
 #[test]
 fn request_cancelled_in_any_state_frees_its_blocks() {
+    use State::{AtItsLastToken, Decoding, Finished, Preempted, Prefilling, Queued};
     for n in [1, 3] {
-        for state in [State::Queued, State::Prefilling, State::Decoding, State::AtItsLastToken] {
+        for state in [Queued, Prefilling, Decoding, Preempted, AtItsLastToken, Finished] {
+            // Room for the long prompt and four hundred tokens; for anything, where all fit.
+            let (max_num_seqs, num_blocks) =
+                if matches!(state, Preempted) { (1 + n, 512) } else { (n, 2048) };
             let config = EngineConfig {
-                max_num_seqs: n,
+                max_num_seqs,
                 max_num_batched_tokens: 16,
-                kv: KvBudget::Blocks(2048),
+                kv: KvBudget::Blocks(num_blocks),
                 ..small_blocks()
             };
             let host = host(config);
             host.load().unwrap();
-            let long = InferRequest { n, ..request(1500) };
-            let cancelled = match state {
-                State::Queued => {
-                    let _running = host.submit(long.clone()).unwrap();
-                    host.submit(long).unwrap()
-                }
-                State::Prefilling => {
-                    // A hundred steps until its first token.
-                    let prompt_ids = (0..1600).map(|i| i % 190).collect();
-                    host.submit(InferRequest { prompt_ids, n, ..request(20) }).unwrap()
-                }
-                State::Decoding => {
-                    let mut generation = host.submit(long).unwrap();
-                    assert!(generation.blocking_next().is_some());
-                    generation
-                }
-                State::AtItsLastToken => {
-                    let mut generation = host.submit(InferRequest { n, ..request(3) }).unwrap();
-                    for _ in 0..3 * n {
-                        assert!(generation.blocking_next().is_some());
-                    }
-                    generation
-                }
-            };
+            let (cancelled, other) = bring_to(state, n, &host);
             drop(cancelled);
+            if other.is_some() {
+                // It goes while the other one lives.
+                wait_for(&host, |status| status.num_waiting == 0);
+            }
+            drop(other);
             comes_to_rest(&host);
             let next = answer(&host, request(2));
             assert_eq!(next.num_output_tokens, 2, "{state:?} with n = {n}: it goes on serving");

@@ -2,8 +2,8 @@
 //! made by tests/fixtures/make_golden.py and says how. `breadth` does the same
 //! for a tiny model of every family.
 
-mod breadth;
-mod noise;
+pub(crate) mod breadth;
+pub(crate) mod noise;
 
 use serde::Deserialize;
 use yardstick::clock::Clock;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::guard::guarded;
 use super::template::ChatTemplate;
 use super::{InferError, Tokenizer};
 use crate::infer::weights::{load_error, read_text};
@@ -58,22 +59,14 @@ impl Tokenizer {
                 hint: Some("a model folder needs tokenizer.json beside its weights".to_owned()),
             });
         }
-        let mut tokenizer = parse(&read_text(path)?)
+        let json = read_text(path)?;
+        let mut tokenizer = guarded(|| tokenizers::Tokenizer::from_bytes(&json))
             .map_err(|reason| load_error(path, format!("not a tokenizer: {reason}")))?;
         // Files ask for padding and truncation for training's sake.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| load_error(path, e.to_string()))?;
         let template = read_template(path.parent().unwrap_or_else(|| Path::new("")))?;
         Self::real(tokenizer, template).map_err(|reason| load_error(path, reason))
-    }
-}
-
-/// The library unwraps while it reads some parts, so that a damaged file can
-/// make it panic; it shares nothing with us that could be left half done.
-fn parse(json: &str) -> Result<tokenizers::Tokenizer, String> {
-    match std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json)) {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("its reader panicked over it".to_owned()),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod detokenizer;
 mod files;
+mod guard;
 mod made_up;
 mod pieces;
 mod rebuilt;
@@ -12,6 +13,7 @@ mod template;
 use std::sync::{Arc, OnceLock};
 
 pub use self::detokenizer::Detokenizer;
+use self::guard::guarded;
 use self::made_up::MadeUp;
 use self::pieces::Pieces;
 pub(crate) use self::rebuilt::GgufVocabulary;
@@ -68,7 +70,13 @@ impl Tokenizer {
         template: Option<ChatTemplate>,
     ) -> Result<Self, String> {
         let pieces = Pieces::of(&tokenizer)?;
-        let empty = tokenizer.encode_fast("", true).map_err(|e| e.to_string())?;
+        let empty = guarded(|| tokenizer.encode_fast("", true))?;
+        if let Some(id) = empty.get_ids().iter().find(|id| pieces.get(**id).is_none()) {
+            return Err(format!(
+                "it adds token id {id} to every text, which is not in its vocabulary of {} tokens",
+                pieces.len()
+            ));
+        }
         let added_bos = empty.get_ids().first().copied();
         let encoder = Encoder::Real(Box::new(tokenizer));
         Ok(Self(Arc::new(Inner { encoder, pieces, template, added_bos, words: OnceLock::new() })))
@@ -82,8 +90,7 @@ impl Tokenizer {
     /// When the tokenizer fails on the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, InferError> {
         match &self.0.encoder {
-            Encoder::Real(tokenizer) => tokenizer
-                .encode_fast(text, add_special_tokens)
+            Encoder::Real(tokenizer) => guarded(|| tokenizer.encode_fast(text, add_special_tokens))
                 .map(|encoding| encoding.get_ids().to_vec())
                 .map_err(|e| InferError::Request(format!("the text cannot be tokenized: {e}"))),
             Encoder::MadeUp(made_up) => Ok(made_up.encode(text)),

@@ -17,6 +17,7 @@ use tokenizers::tokenizer::SplitDelimiterBehavior;
 use tokenizers::{AddedToken, NormalizerWrapper};
 
 use super::Tokenizer;
+use super::guard::guarded;
 use super::template::ChatTemplate;
 
 /// Token types of GGUF, from `llama_token_type`.
@@ -62,10 +63,9 @@ impl Tokenizer {
         let pre = PreTokenizer::named(&vocabulary.pre)?;
         let vocab: Vocab = vocabulary.tokens.iter().cloned().zip(0..).collect();
         let merges = vocabulary.merges()?;
-        let model = BPE::builder()
-            .vocab_and_merges(vocab, merges)
-            .ignore_merges(pre.ignore_merges)
-            .build()
+        let builder =
+            BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre.ignore_merges);
+        let model = guarded(|| builder.build())
             .map_err(|e| format!("the merges do not fit the vocabulary: {e}"))?;
         let mut tokenizer = tokenizers::Tokenizer::new(model);
         let failed = |e: tokenizers::Error| e.to_string();
@@ -117,10 +117,15 @@ impl GgufVocabulary {
     }
 
     fn merges(&self) -> Result<Vec<(String, String)>, String> {
+        // The library has room for the longest token, and no check.
+        let longest = self.tokens.iter().map(String::len).max().unwrap_or(0);
         self.merges
             .iter()
             .map(|merge| match merge.split_once(' ') {
-                Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
+                Some((left, right)) if left.len() + right.len() <= longest => {
+                    Ok((left.to_owned(), right.to_owned()))
+                }
+                Some(_) => Err(format!("merge `{merge}` makes no token of the vocabulary")),
                 None => Err(format!("merge `{merge}` has no two parts")),
             })
             .collect()
@@ -276,6 +281,8 @@ mod tests {
         assert!(refused(|v| v.bos = Some(4)).contains("bos token 4"));
         assert!(refused(|v| v.merges = vec!["ab".to_owned()]).contains("merge `ab`"));
         assert!(refused(|v| v.merges = vec!["a c".to_owned()]).contains("do not fit"));
+        let too_long = refused(|v| v.merges = vec!["ab <|begin|>".to_owned()]);
+        assert!(too_long.contains("`ab <|begin|>` makes no token"), "{too_long}");
         assert!(refused(|v| v.pre = "deepseek-llm".to_owned()).contains("deepseek-llm"));
         assert!(refused(|v| v.chat_template = Some("{{".to_owned())).contains("does not compile"));
     }

@@ -1,5 +1,7 @@
 //! Chat templates: Jinja as transformers renders it, from untrusted files, so
-//! that a template which loops or grows for ever ends in an error.
+//! that a template which loops, nests or writes for ever ends in an error.
+
+use std::thread;
 
 use jiff::Timestamp;
 use minijinja::syntax::SyntaxConfig;
@@ -7,11 +9,18 @@ use minijinja::{Environment, Error, ErrorKind, Value, context};
 
 use super::ChatMessage;
 use crate::clock::Clock;
+use crate::infer::error::panic_message;
 
+/// Longest template. Those of the models that can be opened take a tenth.
+const MAX_SOURCE_BYTES: usize = 64 << 10;
 /// What one rendering may take: an instruction costs one, and so do 64 bytes of
 /// whatever text or list it makes, which bounds its memory by 64 MB. A long
 /// conversation takes thousands, its text at 64 bytes each a few times over.
 const FUEL: u64 = 1_000_000;
+/// The library goes a level down for each that an expression or a value nests,
+/// and sets no bound to most of them. The two bounds above bound these too: this
+/// many bytes hold them, of which only those are real that are used.
+const STACK_BYTES: usize = 128 << 20;
 /// Longest format of a date: a directive may widen what it prints manyfold.
 const MAX_DATE_FORMAT_BYTES: usize = 256;
 /// Depth of macros and includes.
@@ -31,10 +40,16 @@ pub(super) struct ChatTemplate {
 
 impl ChatTemplate {
     /// Compiles a template with the settings and functions of transformers.
-    pub(super) fn compile(source: String, bos: String, eos: String) -> Result<Self, Error> {
+    pub(super) fn compile(source: String, bos: String, eos: String) -> Result<Self, String> {
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(format!(
+                "it has {} bytes, at most {MAX_SOURCE_BYTES} may be",
+                source.len()
+            ));
+        }
         let mut environment = Environment::new();
-        environment
-            .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| e.to_string())?);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(MAX_RECURSION);
         environment
@@ -43,7 +58,10 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_function("strftime_now", strftime_now);
-        environment.add_template_owned(NAME, source)?;
+        let environment = on_a_deep_stack(|| {
+            environment.add_template_owned(NAME, source)?;
+            Ok(environment)
+        })?;
         Ok(Self { environment, bos_token: bos, eos_token: eos })
     }
 
@@ -57,18 +75,34 @@ impl ChatTemplate {
     }
 
     /// Renders a conversation, up to where the assistant begins.
-    pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<String, Error> {
+    pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<String, String> {
         let message = |message: &ChatMessage| {
             context! { role => message.role.as_str(), content => message.content.as_str() }
         };
-        let context = context! {
-            messages => messages.iter().map(message).collect::<Vec<Value>>(),
-            add_generation_prompt => true,
-            bos_token => self.bos_token.as_str(),
-            eos_token => self.eos_token.as_str(),
-        };
-        self.environment.get_template(NAME)?.render(context)
+        on_a_deep_stack(|| {
+            let context = context! {
+                messages => messages.iter().map(message).collect::<Vec<Value>>(),
+                add_generation_prompt => true,
+                bos_token => self.bos_token.as_str(),
+                eos_token => self.eos_token.as_str(),
+            };
+            self.environment.get_template(NAME)?.render(context)
+        })
     }
+}
+
+/// What `work` returns, from a thread whose stack it cannot overflow. Errors
+/// come out as texts: they hold values, which nest as deep when they are dropped.
+fn on_a_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, String> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("yardstick-template".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, || work().map_err(|e| e.to_string()))
+            .map_err(|e| format!("no thread for it: {e}"))?
+            .join()
+            .unwrap_or_else(|panic| Err(panic_message(&*panic).to_owned()))
+    })
 }
 
 /// Today, for templates that tell the model the date (UTC).
@@ -86,7 +120,7 @@ fn strftime_now(format: &str) -> Result<String, Error> {
 mod tests {
     use super::*;
 
-    fn render(source: &str) -> Result<String, Error> {
+    fn render(source: &str) -> Result<String, String> {
         let messages = [
             ChatMessage { role: "system".to_owned(), content: "  be brief ".to_owned() },
             ChatMessage { role: "user".to_owned(), content: "why?".to_owned() },
@@ -115,7 +149,7 @@ mod tests {
     #[test]
     fn a_template_may_refuse_a_conversation() {
         let error = render("{{ raise_exception('roles must alternate') }}").unwrap_err();
-        assert!(error.to_string().contains("roles must alternate"));
+        assert!(error.contains("roles must alternate"));
     }
 
     #[test]
@@ -129,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_template_that_doubles_a_text_ends_before_memory_does() {
-        let out_of_fuel = |source: &str| render(source).unwrap_err().kind() == ErrorKind::OutOfFuel;
+        let out_of_fuel = |source: &str| render(source).unwrap_err().contains("out of fuel");
         let doubled = "{% set s = namespace(t='xxxxxxxx') %}{% for i in range(60) %}";
         assert!(out_of_fuel(&format!("{doubled}{{% set s.t = s.t ~ s.t %}}{{% endfor %}}")));
         assert!(out_of_fuel(&format!("{doubled}{{% set s.t = s.t + s.t %}}{{% endfor %}}")));
@@ -149,6 +183,37 @@ mod tests {
         let messages: Vec<_> = (0..2000).map(message).collect();
         let template = ChatTemplate::compile(source.to_owned(), String::new(), String::new());
         assert!(template.unwrap().render(&messages).unwrap().starts_with("<|user|>0\n<|user|>1\n"));
+    }
+
+    #[test]
+    fn templates_that_nest_for_ever_overflow_no_stack() {
+        // As deep as a template may be long.
+        let deep = |before: &str, level: &str, after: &str| {
+            let levels = (MAX_SOURCE_BYTES - before.len() - after.len()) / level.len();
+            let _ = render(&[before, &level.repeat(levels), after].concat());
+        };
+        deep("{{ ", "-", "1 }}");
+        deep("{{ ", "not ", "1 }}");
+        deep("{{ a", ".b", " }}");
+        deep("{{ 1", "+1", " }}");
+        deep("{{ 1", "**1", " }}");
+        deep("{{ 1", "|abs", " }}");
+        deep("{{ 1", " if 1 else 1", " }}");
+        deep("{% if 0 %}", "{%elif 0%}", "{% endif %}");
+        deep("", "{% if 1 %}", "");
+        deep("{{ ", "(", "1 }}");
+        // As deep as the fuel allows.
+        let nested = |end: &str| {
+            let nest = "{% set ns = namespace(v=[]) %}{% for i in range(99999) %}\
+                        {% set ns.v = [ns.v] %}{% endfor %}";
+            render(&format!("{nest}{nest}{end}"))
+        };
+        let _ = nested("x");
+        let _ = nested("{{ ns.v }}");
+        let _ = nested("{{ ns.v == [ns.v] }}");
+        let _ = nested("{{ ns.v | tojson }}");
+        let error = render(&" ".repeat(MAX_SOURCE_BYTES + 1)).unwrap_err();
+        assert!(error.contains("65537 bytes, at most 65536"), "{error}");
     }
 
     #[test]

@@ -111,7 +111,7 @@ fn ggml(name: &str) -> GgmlDType {
 }
 
 /// The model whose rows are whole blocks of every type.
-fn block_model() -> ModelConfig {
+pub(crate) fn block_model() -> ModelConfig {
     ModelConfig {
         vocab_size: 288,
         hidden_size: 256,

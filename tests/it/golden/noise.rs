@@ -41,7 +41,7 @@ fn noise(name: &str, shape: &[usize]) -> Vec<f32> {
 }
 
 /// What the half-precision fields of a block are set to, by offset; `None` for what has none.
-fn scales(dtype: GgmlDType) -> Option<Vec<(usize, f32)>> {
+pub(crate) fn scales(dtype: GgmlDType) -> Option<Vec<(usize, f32)>> {
     let power = |exponent: i32| 2.0_f32.powi(exponent);
     Some(match dtype {
         GgmlDType::Q4_0 => vec![(0, power(-6))],
@@ -100,7 +100,7 @@ pub(super) fn write_folder(folder: &Path, json: &str, config: &ModelConfig, shar
 
 /// A GGUF as llama.cpp's converter lays it out: vectors in F32, matrices in
 /// `dtype`, and the rows of q and k interleaved unless the family is `qwen2`.
-pub(super) fn write_gguf(path: &Path, family: &str, config: &ModelConfig, dtype: GgmlDType) {
+pub(crate) fn write_gguf(path: &Path, family: &str, config: &ModelConfig, dtype: GgmlDType) {
     let tensors: Vec<(String, QTensor)> = config
         .tensors()
         .into_iter()

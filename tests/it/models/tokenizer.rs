@@ -1,18 +1,23 @@
 //! Tokenizers: streams that never split a character, made-up vocabularies,
 //! prompts of exact length, and chat templates out of files.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
+use safetensors::tensor::Dtype;
 use serde_json::json;
 use yardstick::catalog::find_card;
+use yardstick::clock::Clock;
 use yardstick::infer::weights;
-use yardstick::infer::{ChatMessage, ModelSource, Tokenizer};
+use yardstick::infer::{
+    ChatMessage, EngineConfig, EngineHost, GenerationEvent, InferRequest, ModelSource,
+    SamplingParams, Tokenizer,
+};
 
-use super::forms::{default_gguf, tiny_config, write_tiny_tokenizer};
+use super::forms::{default_gguf, tiny_config, write_tiny_folder, write_tiny_tokenizer};
 
 fn smollm() -> &'static Tokenizer {
     static OPENED: OnceLock<Tokenizer> = OnceLock::new();
@@ -163,7 +168,7 @@ fn impossible_prompts_are_refused() {
 }
 
 /// A SentencePiece-like vocabulary: words, letters, and a token for every byte.
-fn sentence_piece_json() -> serde_json::Value {
+pub(super) fn sentence_piece_json() -> serde_json::Value {
     let mut vocab = BTreeMap::from([("<unk>".to_owned(), 0_u32), ("<s>".to_owned(), 1)]);
     for byte in 0..=255_u32 {
         vocab.insert(format!("<0x{byte:02X}>"), byte + 2);
@@ -214,6 +219,82 @@ fn byte_fallback_streams_whole_characters() {
     let texts: Vec<String> = ids.iter().map(|id| stream.push(*id)).collect();
     assert_eq!(texts, ["", " hi", " hi", " ", "", "", "", "🚀"]);
     assert_eq!(tokenizer.decode(&ids[..6]).unwrap(), "hi hi \u{fffd}");
+}
+
+/// A byte-level tokenizer with a token for every byte, and the ids of those
+/// bytes that occur in any text.
+fn byte_level() -> (Tokenizer, HashMap<u8, u32>) {
+    let folder = tempfile::tempdir().unwrap();
+    write_tiny_tokenizer(folder.path());
+    let tokenizer = Tokenizer::from_file(&folder.path().join("tokenizer.json")).unwrap();
+    let mut ids = HashMap::new();
+    for c in ('\0'..'\u{800}').chain("\u{800}\u{d7ff}\u{ffff}\u{10000}\u{10ffff}".chars()) {
+        let text = c.to_string();
+        ids.extend(text.bytes().zip(tokenizer.encode(&text, false).unwrap()));
+    }
+    (tokenizer, ids)
+}
+
+#[test]
+fn byte_tokens_that_are_no_utf_8_stream_to_the_lossy_text() {
+    let (byte_level, ids) = byte_level();
+    let sentence_piece = sentence_piece();
+    for bytes in [
+        // Lone continuations, cut and over-long characters, surrogates, beyond Unicode.
+        &b"\x80\xbf"[..],
+        b"ok \xe2\x82",
+        b"\xf0\x90\x80x\xc3",
+        b"\xc3\xc3\xa9",
+        b"\xe0\x80\x80",
+        b"\xed\xa0\x80\xed\xb0\x80",
+        b"\xf4\x90\x80\x80",
+        b"\xe2\xe2\x82\xac\xe2",
+        // Bytes that no UTF-8 has.
+        b"\xff\xfe",
+        b"\xc0\x80\xc1\xbf",
+        b"\xf5\x80\x80\x80",
+    ] {
+        let expected = String::from_utf8_lossy(bytes);
+        assert!(expected.contains('\u{fffd}'));
+        // A SentencePiece vocabulary spells any byte.
+        let spelt: Vec<u32> = bytes.iter().map(|byte| u32::from(*byte) + 2).collect();
+        assert_eq!(streamed(&sentence_piece, &spelt), expected);
+        assert_eq!(sentence_piece.decode(&spelt).unwrap(), expected);
+        let Some(spelt) = bytes.iter().map(|byte| ids.get(byte).copied()).collect() else {
+            continue;
+        };
+        let spelt: Vec<u32> = spelt;
+        assert_eq!(streamed(&byte_level, &spelt), expected);
+        assert_eq!(byte_level.decode(&spelt).unwrap(), expected);
+    }
+}
+
+#[test]
+fn drawn_bytes_that_are_no_text_stream_as_the_lossy_text_of_all() {
+    let folder = tempfile::tempdir().unwrap();
+    write_tiny_folder(folder.path(), Dtype::F32, false);
+    let source = ModelSource::Folder(folder.path().to_owned());
+    let host = EngineHost::open(&source, EngineConfig::default(), Clock::real()).unwrap();
+    // So hot that any token is as likely as any other.
+    let sampling = SamplingParams { temperature: 50.0, ..SamplingParams::default() };
+    let never = vec!["\u{fffd}".repeat(20), "hello hello".to_owned()];
+    let request =
+        InferRequest { sampling, stop: never, ignore_eos: true, ..InferRequest::new(vec![7], 100) };
+    let mut generation = host.submit(request).unwrap();
+    let (mut ids, mut text) = (Vec::new(), String::new());
+    while let Some(event) = generation.blocking_next() {
+        if let GenerationEvent::Token { id, text: piece, .. } = event {
+            ids.push(id);
+            text.push_str(&piece);
+        }
+    }
+    assert_eq!(ids.len(), 100);
+    // The model has rows for which the tokenizer has no token, and draws them too.
+    let num_tokens = host.tokenizer().vocab_size() as u32;
+    assert!(ids.iter().any(|id| *id >= num_tokens), "{ids:?}");
+    ids.retain(|id| *id < num_tokens);
+    assert!(text.contains('\u{fffd}'), "{text:?}");
+    assert_eq!(text, host.tokenizer().decode(&ids).unwrap());
 }
 
 #[test]
@@ -274,6 +355,12 @@ fn chat_templates_that_are_broken_or_endless_are_errors() {
     let broken = json!({"chat_template": "{% if %}"});
     let error = rendered(|folder| write_tokenizer_config(folder, &broken)).unwrap_err();
     assert!(error.contains("does not compile"), "{error}");
+    let refused = json!({"chat_template": "{{ raise_exception('roles must alternate') }}"});
+    let error = rendered(|folder| write_tokenizer_config(folder, &refused)).unwrap_err();
+    assert!(error.contains("roles must alternate"), "{error}");
+    let deep = json!({"chat_template": format!("{{{{ {}1 }}}}", "not ".repeat(100_000))});
+    let error = rendered(|folder| write_tokenizer_config(folder, &deep)).unwrap_err();
+    assert!(error.contains("does not compile") && error.contains("400007 bytes"), "{error}");
     let endless = json!({"chat_template":
         "{% for a in range(50000) %}{% for b in range(50000) %}{{ a }}{% endfor %}{% endfor %}"});
     let error = rendered(|folder| write_tokenizer_config(folder, &endless)).unwrap_err();
