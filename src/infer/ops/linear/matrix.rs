@@ -1,19 +1,17 @@
 //! One weight matrix in the form in which it is multiplied.
 
 use std::cell::RefCell;
-use std::sync::Arc;
 
-use candle_core::quantized::{QMatMul, QTensor};
-use candle_core::{Device, Module, Result, Storage, Tensor, bail};
+use candle_core::{Result, Storage, Tensor, bail};
 
-use super::blocks::{BlockFormat, BlockPanels};
+use super::blocks::BlockPanels;
 use super::panels::{Panels, gather};
 use super::rounded::{ByteBlock, pairs_of_row, to_bytes, to_pairs};
 use crate::infer::ComputeDtype;
 use crate::infer::ops::columns::Columns;
 use crate::infer::ops::f32_slice;
 use crate::infer::ops::simd::{Isa, halves_of};
-use crate::infer::weights::{QuantizedRows, Weight};
+use crate::infer::weights::Weight;
 
 /// `[out, in]`, packed.
 #[derive(Debug)]
@@ -28,13 +26,8 @@ enum Form {
     F32(Panels<f32>),
     /// Pairs of neighbouring inputs; activations are rounded to bf16 too.
     Bf16(Panels<u32>),
-    /// Blocks of a format that has a kernel; activations are rounded to bytes.
+    /// Blocks as GGUF has them; activations are rounded to bytes.
     Blocks(BlockPanels),
-    /// A block type that has no kernel of our own.
-    Candle {
-        matmul: QMatMul,
-        tensor: Arc<QTensor>,
-    },
 }
 
 thread_local! {
@@ -50,9 +43,7 @@ impl Matrix {
     pub fn packs(a: &Weight<'_>, b: &Weight<'_>) -> bool {
         match (a, b) {
             (Weight::Dense(_), Weight::Dense(_)) | (Weight::Bf16(_), Weight::Bf16(_)) => true,
-            (Weight::Quantized(a), Weight::Quantized(b)) => {
-                a.dtype() == b.dtype() && BlockFormat::of(a.dtype()).is_some()
-            }
+            (Weight::Quantized(a), Weight::Quantized(b)) => a.dtype() == b.dtype(),
             _ => false,
         }
     }
@@ -81,10 +72,13 @@ impl Matrix {
             (part, row - starts[part])
         };
         let form = match first {
-            Weight::Quantized(_) => quantized(&all(parts, |part| match part {
-                Weight::Quantized(rows) => Some(rows),
-                Weight::Dense(_) | Weight::Bf16(_) => None,
-            })?)?,
+            Weight::Quantized(_) => {
+                let rows = all(parts, |part| match part {
+                    Weight::Quantized(rows) => Some(rows),
+                    Weight::Dense(_) | Weight::Bf16(_) => None,
+                })?;
+                Form::Blocks(BlockPanels::pack(&rows)?)
+            }
             Weight::Bf16(_) => {
                 let rows = all(parts, |part| match part {
                     Weight::Bf16(rows) => Some(rows),
@@ -127,7 +121,7 @@ impl Matrix {
     }
 
     /// Fills `y`, or adds to it, from `x`, `[rows, in]`.
-    pub(super) fn matmul(&self, x: &[f32], y: Columns) -> Result<()> {
+    pub(super) fn matmul(&self, x: &[f32], y: Columns) {
         let isa = Isa::detect();
         match &self.form {
             Form::F32(panels) => panels.matmul(isa, x, y),
@@ -139,17 +133,7 @@ impl Matrix {
                 to_bytes(isa, x, bytes);
                 panels.matmul(isa, bytes, y);
             }),
-            Form::Candle { matmul, .. } => {
-                let x = Tensor::from_slice(x, (y.rows(), self.in_features), &Device::Cpu)?;
-                let product = matmul.forward(&x)?.flatten_all()?.to_vec1::<f32>()?;
-                for (row, values) in product.chunks_exact(self.out_features).enumerate() {
-                    // SAFETY: no other thread is at work, and `y` is alive and
-                    // not borrowed otherwise while a layer runs.
-                    unsafe { y.write(row, 0, values) };
-                }
-            }
         }
-        Ok(())
     }
 
     /// The matrix's rows `ids`, `[ids, in]`, in f32: an embedding.
@@ -163,21 +147,6 @@ impl Matrix {
                 gather(panels, ids, halves_of)?.narrow(1, 0, self.in_features)?.contiguous()
             }
             Form::Blocks(panels) => panels.rows(ids),
-            Form::Candle { tensor, .. } => {
-                let bytes = tensor.data()?;
-                let row_bytes = bytes.len() / self.out_features;
-                let rows = ids.iter().map(|id| {
-                    let start = *id as usize * row_bytes;
-                    let Some(row) = bytes.get(start..start + row_bytes) else {
-                        bail!("row {id} of a matrix of {} rows", self.out_features);
-                    };
-                    let shape = [1, self.in_features];
-                    QuantizedRows::new(tensor.dtype(), row, shape)?
-                        .to_qtensor()?
-                        .dequantize(&Device::Cpu)
-                });
-                Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
-            }
         }
     }
 
@@ -200,7 +169,6 @@ impl Matrix {
             Form::F32(panels) => panels.num_bytes(),
             Form::Bf16(panels) => panels.num_bytes(),
             Form::Blocks(panels) => panels.num_bytes(),
-            Form::Candle { tensor, .. } => tensor.storage_size_in_bytes(),
         }
     }
 }
@@ -213,15 +181,5 @@ fn all<'a, 'w, T>(
     match parts.iter().map(of).collect() {
         Some(all) => Ok(all),
         None => bail!("weights of different kinds do not stack"),
-    }
-}
-
-fn quantized(parts: &[&QuantizedRows<'_>]) -> Result<Form> {
-    match *parts {
-        [rows] if BlockFormat::of(rows.dtype()).is_none() => {
-            let tensor = Arc::new(rows.to_qtensor()?);
-            Ok(Form::Candle { matmul: QMatMul::from_arc(Arc::clone(&tensor))?, tensor })
-        }
-        _ => Ok(Form::Blocks(BlockPanels::pack(parts)?)),
     }
 }

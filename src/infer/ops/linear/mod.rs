@@ -1,12 +1,17 @@
 //! Linear layers: dense matrices in panels of f32 or bf16, or GGUF blocks
 //! multiplied as they are.
 
+mod block_format;
 mod block_tile;
+#[cfg(target_arch = "x86_64")]
+mod block_x86;
 mod blocks;
 mod matrix;
 mod panel;
 mod panels;
 mod rounded;
+mod stored_block;
+mod super_block;
 mod tile;
 
 pub use matrix::Matrix;
@@ -113,7 +118,7 @@ impl Linear {
     fn run(&self, x: &[f32], y: &mut [f32], add: bool) -> Result<()> {
         let columns = Columns::of(y, self.out_features, add);
         for (column, matrix) in &self.parts {
-            matrix.matmul(x, columns.starting_at(*column))?;
+            matrix.matmul(x, columns.starting_at(*column));
         }
         if let Some(bias) = &self.bias {
             for row in y.chunks_exact_mut(self.out_features) {
