@@ -152,26 +152,27 @@ impl BlockFormat {
         self.head_lines() + self.num_blocks() * self.block_lines()
     }
 
-    /// The planes of which a code is put together. A code of six bits is four
-    /// of one plane below two of another, and so on by powers of two.
-    pub fn planes(self) -> impl Iterator<Item = Plane> {
-        let bits = self.bits();
-        [8, 4, 2, 1]
-            .into_iter()
-            .filter(move |plane| bits & plane != 0)
-            .map(move |plane| Plane { bits: plane, first: bits & !(2 * plane - 1) })
+    /// The planes of which a code is put together: its low bits, and those above
+    /// them, if they are not a power of two together.
+    pub const fn planes(self) -> (Plane, Option<Plane>) {
+        let low = 1 << self.bits().ilog2();
+        let high = match self.bits() - low {
+            0 => None,
+            bits => Some(Plane { bits, first: low }),
+        };
+        (Plane { bits: low, first: 0 }, high)
     }
 }
 
-/// Some bits of all codes of a block: `bits` words a column, after the words of
-/// the planes of lower bits. Four neighbouring codes, a group, are the bytes of a
-/// word. Group `g` is in word `g % bits`, shifted up by `bits * (g / bits)`.
+/// Some bits of all codes of a block: `bits` words a column, after those of the
+/// plane below. Four neighbouring codes, a group, are the bytes of a word. Group
+/// `g` is in word `g % bits`, shifted up by `bits * (g / bits)`.
 #[derive(Debug, Clone, Copy)]
 pub struct Plane {
-    /// Bits of a code that it has.
-    pub bits: usize,
-    /// Its first word, and its first bit of a code: planes of lower bits have as
-    /// many of either.
+    /// Bits of a code that it has: a power of two.
+    bits: usize,
+    /// Its first word, and its first bit of a code: the plane below has as many
+    /// of either.
     pub first: usize,
 }
 
@@ -191,6 +192,27 @@ impl Plane {
         0x0101_0101 * ((1 << self.bits) - 1)
     }
 }
+
+/// Runs `$body` compiled for the format, whose number in [`BlockFormat::ALL`] it
+/// knows as `$number`.
+macro_rules! with_format {
+    ($format:expr, $number:ident => $body:expr) => {
+        with_format!(
+            @ $format, $number, $body;
+            Q8_0 Q5_0 Q5_1 Q4_0 Q4_1 Q2K Q3K Q4K Q5K Q6K
+        )
+    };
+    (@ $format:expr, $number:ident, $body:expr; $($name:ident)*) => {
+        match $format {
+            $($crate::infer::ops::linear::block_format::BlockFormat::$name => {
+                const $number: usize =
+                    $crate::infer::ops::linear::block_format::BlockFormat::$name as usize;
+                $body
+            })*
+        }
+    };
+}
+pub(super) use with_format;
 
 #[cfg(test)]
 mod tests {
@@ -231,8 +253,9 @@ mod tests {
     fn planes_have_every_bit_of_every_group_once() {
         for format in BlockFormat::ALL {
             let mut taken = vec![0_u32; format.bits()];
-            for (plane, group) in format.planes().flat_map(|p| (0..BLOCK / 4).map(move |g| (p, g)))
-            {
+            let (low, high) = format.planes();
+            let planes = [Some(low), high].into_iter().flatten();
+            for (plane, group) in planes.flat_map(|p| (0..BLOCK / 4).map(move |g| (p, g))) {
                 let bits = plane.mask() << plane.shift(group);
                 assert_eq!(taken[plane.word(group)] & bits, 0, "{format:?}");
                 taken[plane.word(group)] |= bits;

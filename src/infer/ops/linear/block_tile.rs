@@ -3,7 +3,7 @@
 //! order, then one chain of multiply-adds over ascending stretches. A row comes
 //! out alike in a tile of any height.
 
-use super::block_format::BlockFormat;
+use super::block_format::{BlockFormat, with_format};
 #[cfg(target_arch = "x86_64")]
 use super::block_x86::{avx2, vnni};
 use super::panel::{Line, PANEL};
@@ -39,32 +39,17 @@ pub const fn max_height(isa: Isa) -> usize {
     }
 }
 
-/// Calls a module's kernel for the tile's format and height.
-#[cfg(target_arch = "x86_64")]
-macro_rules! by_format {
-    ($module:ident, $tile:expr, $sums:expr; $($format:ident)*; $heights:tt) => {
-        match $tile.format {
-            $(BlockFormat::$format => by_format!(
-                @ $module::multiply::<{ BlockFormat::$format as usize }, _>, $tile, $sums, $heights
-            ),)*
-        }
-    };
-    (@ $kernel:path, $tile:expr, $sums:expr, [$($height:literal)*]) => {
-        by_height!($kernel, $tile, $sums; $($height)*)
-    };
-}
-
 /// Runs a tile of `sums.len()` rows, at most [`max_height`].
 pub fn run(isa: Isa, tile: BlockTile<'_>, sums: &mut [[f32; PANEL]]) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 | Isa::Avx512Vnni => by_format!(
-            vnni, tile, sums; Q8_0 Q5_0 Q5_1 Q4_0 Q4_1 Q2K Q3K Q4K Q5K Q6K; [1 2 3 4 5 6]
-        ),
+        Isa::Avx512Bf16 | Isa::Avx512Vnni => with_format!(tile.format, FORMAT => {
+            by_height!(vnni::multiply::<FORMAT, _>, tile, sums; 1 2 3 4 5 6);
+        }),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx2 => by_format!(
-            avx2, tile, sums; Q8_0 Q5_0 Q5_1 Q4_0 Q4_1 Q2K Q3K Q4K Q5K Q6K; [1 2 3 4]
-        ),
+        Isa::Avx512 | Isa::Avx2 => with_format!(tile.format, FORMAT => {
+            by_height!(avx2::multiply::<FORMAT, _>, tile, sums; 1 2 3 4);
+        }),
         Isa::Portable => portable(tile, sums),
     }
 }

@@ -1,7 +1,7 @@
 //! The tile of [`super::block_tile`] in intrinsics: 512 bits wide with dot
 //! products of bytes, and 256 bits wide without them.
 
-use super::block_format::{BlockFormat, Factors};
+use super::block_format::{BlockFormat, Factors, Plane};
 use super::block_tile::BlockTile;
 use super::panel::{Line, PANEL};
 use super::stored_block::GROUPS;
@@ -59,6 +59,17 @@ macro_rules! kernel {
             }
         }
 
+        /// What the codes' zero has added to a dot product with activations of this
+        /// sum, taken away.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn minus_zeros<const FORMAT: usize>(sum: Integers) -> Integers {
+            match const { BlockFormat::ALL[FORMAT].zero() } {
+                0 => splat(0),
+                zero => subtract(splat(0), shift_left(sum, splat(zero.ilog2().cast_signed()))),
+            }
+        }
+
         /// Four codes a lane.
         ///
         /// # Safety
@@ -72,35 +83,26 @@ macro_rules! kernel {
             reason = "shifts are below 8"
         )]
         unsafe fn codes<const FORMAT: usize>(words: *const u32, group: usize) -> Integers {
-            let bits = const { BlockFormat::ALL[FORMAT].bits() };
-            // SAFETY: a block has `bits` words of all columns.
-            let word = |index: usize| unsafe { load(words.add(index * PANEL).cast()) };
-            // See `block_format::Plane`; spelt out, because the compiler does not
-            // see through iterators before it has unrolled the loop over groups.
-            let plane = |plane: usize, first: usize| {
-                let shift = plane * (group / plane);
-                let word = word(first + group % plane);
-                let moved = if shift >= first {
+            let (low, high) = const { BlockFormat::ALL[FORMAT].planes() };
+            let plane = |plane: Plane| {
+                // SAFETY: a word of all columns, and the format has this one.
+                let word = unsafe { load(words.add(plane.word(group) * PANEL).cast()) };
+                let (shift, first) = (plane.shift(group), plane.first);
+                let word = if shift >= first {
                     shift_right(word, splat((shift - first) as i32))
                 } else {
                     shift_left(word, splat((first - shift) as i32))
                 };
-                let mask = (0x0101_0101 * ((1_u32 << plane) - 1)) << first;
-                and(moved, splat(mask.cast_signed()))
+                and(word, splat((plane.mask() << first).cast_signed()))
             };
-            match bits {
-                8 => word(group),
-                6 => or(plane(4, 0), plane(2, 4)),
-                5 => or(plane(4, 0), plane(1, 4)),
-                4 => plane(4, 0),
-                3 => or(plane(2, 0), plane(1, 2)),
-                _ => plane(2, 0),
+            match high {
+                Some(high) => or(plane(low), plane(high)),
+                None => plane(low),
             }
         }
 
         /// Runs a tile of `ROWS` rows and the format of that number.
         #[target_feature(enable = $features)]
-        #[expect(clippy::cast_precision_loss, reason = "32 bytes add up to less than 2^24")]
         pub fn multiply<const FORMAT: usize, const ROWS: usize>(
             tile: BlockTile<'_>,
             out: &mut [[f32; PANEL]; ROWS],
@@ -108,6 +110,10 @@ macro_rules! kernel {
             const VECTORS: usize = PANEL / LANES;
             let format = const { BlockFormat::ALL[FORMAT] };
             let stretches = const { BlockFormat::ALL[FORMAT].num_stretches() };
+            // One line is fetched with each group of codes, the rest before them:
+            // many at once wait for each other.
+            let spread = format.block_lines() >= GROUPS;
+            let burst = format.block_lines() - if spread { GROUPS } else { 0 };
             let num_blocks = tile.num_blocks;
             assert!(num_blocks.is_multiple_of(format.num_blocks()));
             assert!(tile.lines.len() == num_blocks / format.num_blocks() * format.lines());
@@ -124,15 +130,15 @@ macro_rules! kernel {
                 for block in 0..format.num_blocks() {
                     let lines = &lines[format.head_lines() + block * format.block_lines()..];
                     let lines = lines[..format.block_lines()].as_ptr();
-                    prefetch_lines(lines, format.block_lines());
                     let at = nth * format.num_blocks() + block;
-                    for v in 0..VECTORS {
-                        let first = v * LANES;
+                    prefetch_lines(lines, burst);
+                    for strip in 0..VECTORS / STRIP {
                         for stretch in 0..stretches {
-                            let mut dots = [splat(0); ROWS];
-                            for (row, dot) in dots.iter_mut().enumerate() {
-                                let sum = x_block(row, at).sum(stretch, stretches);
-                                *dot = splat(-format.zero() * sum);
+                            let first = |v: usize| (strip * STRIP + v) * LANES;
+                            let mut dots = [[splat(0); STRIP]; ROWS];
+                            for (row, dots) in dots.iter_mut().enumerate() {
+                                let sum = splat(x_block(row, at).sum(stretch, stretches));
+                                *dots = [minus_zeros::<FORMAT>(sum); STRIP];
                             }
                             for nth in 0..GROUPS / stretches {
                                 // Neighbours share words.
@@ -140,27 +146,37 @@ macro_rules! kernel {
                                     1 => nth / 2 + nth % 2 * (GROUPS / 2),
                                     _ => nth + stretch * (GROUPS / 2),
                                 };
-                                // SAFETY: the block's first lines are its codes.
-                                let codes = unsafe {
-                                    codes::<FORMAT>(lines.cast::<u32>().add(first), group)
-                                };
-                                for (row, dot) in dots.iter_mut().enumerate() {
-                                    let x = splat(x_block(row, at).codes[group].cast_signed());
-                                    *dot = add_dot(format.bits(), *dot, codes, x);
+                                if strip == 0 && spread {
+                                    let line = burst + stretch * (GROUPS / stretches) + nth;
+                                    prefetch(lines.wrapping_add(AHEAD + line).cast());
+                                }
+                                for v in 0..STRIP {
+                                    // SAFETY: the block's first lines are its codes.
+                                    let codes = unsafe {
+                                        codes::<FORMAT>(lines.cast::<u32>().add(first(v)), group)
+                                    };
+                                    for (row, dots) in dots.iter_mut().enumerate() {
+                                        let x = splat(x_block(row, at).codes[group].cast_signed());
+                                        dots[v] = add_dot(format.bits(), dots[v], codes, x);
+                                    }
                                 }
                             }
-                            // SAFETY: the head's lines, and a block's last one.
-                            let (scale, min) = unsafe {
-                                let factors = lines.add(format.block_lines() - 1).cast();
-                                scale_and_min::<FORMAT>(head.cast(), factors, stretch, first)
-                            };
-                            for (row, (sums, dot)) in sums.iter_mut().zip(dots).enumerate() {
-                                let x = x_block(row, at);
-                                let dot = times(floats(dot), splat_float(x.scale));
-                                sums[v] = multiply_add(dot, scale, sums[v]);
-                                if format.has_min() {
-                                    let total = x.scale * x.sum(stretch, stretches) as f32;
-                                    sums[v] = multiply_add(min, splat_float(total), sums[v]);
+                            for v in 0..STRIP {
+                                // SAFETY: the head's lines, and a block's last one.
+                                let (scale, min) = unsafe {
+                                    let factors = lines.add(format.block_lines() - 1).cast();
+                                    scale_and_min::<FORMAT>(head.cast(), factors, stretch, first(v))
+                                };
+                                for (row, (sums, dots)) in sums.iter_mut().zip(&dots).enumerate() {
+                                    let x = x_block(row, at);
+                                    let sum = &mut sums[strip * STRIP + v];
+                                    let dot = times(floats(dots[v]), splat_float(x.scale));
+                                    *sum = multiply_add(dot, scale, *sum);
+                                    if format.has_min() {
+                                        let total = floats(splat(x.sum(stretch, stretches)));
+                                        let total = times(total, splat_float(x.scale));
+                                        *sum = multiply_add(min, total, *sum);
+                                    }
                                 }
                             }
                         }
@@ -186,12 +202,13 @@ pub mod vnni {
         _mm512_fmadd_ps as multiply_add, _mm512_load_si512 as load, _mm512_mul_ps as times,
         _mm512_or_si512 as or, _mm512_set1_epi32 as splat, _mm512_set1_ps as splat_float,
         _mm512_setzero_ps as no_floats, _mm512_sllv_epi32 as shift_left,
-        _mm512_srlv_epi32 as shift_right, _mm512_storeu_ps as store,
+        _mm512_srlv_epi32 as shift_right, _mm512_storeu_ps as store, _mm512_sub_epi32 as subtract,
     };
 
     use super::*;
 
     const LANES: usize = 16;
+    const STRIP: usize = 2;
 
     kernel!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
 
@@ -214,12 +231,13 @@ pub mod avx2 {
         _mm256_or_si256 as or, _mm256_set1_epi16, _mm256_set1_epi32 as splat,
         _mm256_set1_ps as splat_float, _mm256_setzero_ps as no_floats, _mm256_slli_epi16,
         _mm256_sllv_epi32 as shift_left, _mm256_srai_epi16, _mm256_srli_epi16,
-        _mm256_srlv_epi32 as shift_right, _mm256_storeu_ps as store,
+        _mm256_srlv_epi32 as shift_right, _mm256_storeu_ps as store, _mm256_sub_epi32 as subtract,
     };
 
     use super::*;
 
     const LANES: usize = 8;
+    const STRIP: usize = 1;
 
     kernel!("avx2,fma,f16c");
 

@@ -9,7 +9,7 @@ use super::block_format::BlockFormat;
 use super::block_tile::{self, BlockTile};
 use super::panel::{LINE, Line, PANEL, fill};
 use super::rounded::{BLOCK, ByteBlock};
-use super::stored_block::{GROUPS, StoredBlock};
+use super::stored_block::GROUPS;
 use super::super_block::{SuperBlock, write_column};
 use crate::infer::ops::columns::Columns;
 use crate::infer::ops::pool;
@@ -49,10 +49,7 @@ impl BlockPanels {
         pool::for_each_chunk(&mut lines, per_panel.max(1), |panel, lines| {
             let rows = &rows[panel * PANEL..rows.len().min((panel + 1) * PANEL)];
             for (column, row) in rows.iter().enumerate() {
-                let stored = StoredBlock::all(format, row);
-                for (stored, lines) in stored.zip(lines.chunks_exact_mut(format.lines())) {
-                    write_column(format, &stored, column, lines);
-                }
+                write_column(format, row, column, lines);
             }
         });
         Ok(Self { format, lines, out: rows.len(), blocks })

@@ -39,36 +39,31 @@ impl Fields {
     }
 }
 
-/// The bytes of one super-block.
-pub struct StoredBlock<'a> {
-    format: BlockFormat,
-    fields: Fields,
-    bytes: &'a [u8],
-}
+/// The bytes of one super-block, of the format of a number.
+pub struct StoredBlock<'a, const FORMAT: usize>(&'a [u8]);
 
-impl<'a> StoredBlock<'a> {
+impl<'a, const FORMAT: usize> StoredBlock<'a, FORMAT> {
+    const FORMAT: BlockFormat = BlockFormat::ALL[FORMAT];
+    const FIELDS: Fields = Fields::of(Self::FORMAT);
+
     /// The super-blocks of a row.
-    pub fn all(format: BlockFormat, row: &'a [u8]) -> impl Iterator<Item = Self> {
-        row.chunks_exact(Fields::of(format).size).map(move |bytes| Self {
-            format,
-            fields: Fields::of(format),
-            bytes,
-        })
+    pub fn all(row: &'a [u8]) -> impl Iterator<Item = Self> {
+        row.chunks_exact(Self::FIELDS.size).map(Self)
     }
 
     /// The scale, and the minimum that is added, as bits of half floats.
     pub fn scale_and_min(&self) -> (u16, u16) {
-        let half = |at: usize| u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]);
-        let min = if self.format.has_min() { half(self.fields.min) } else { 0 };
+        let half = |at: usize| u16::from_le_bytes([self.0[at], self.0[at + 1]]);
+        let min = if Self::FORMAT.has_min() { half(Self::FIELDS.min) } else { 0 };
         // K-quants subtract theirs.
-        let negated = if self.format.num_blocks() > 1 { 0x8000 } else { 0 };
-        (half(self.fields.scale), min ^ negated)
+        let negated = if Self::FORMAT.num_blocks() > 1 { 0x8000 } else { 0 };
+        (half(Self::FIELDS.scale), min ^ negated)
     }
 
     /// The factors of a block, in the two bytes of [`super::block_format::Factors`].
     pub fn factors(&self, block: usize) -> [u8; 2] {
-        let factor = |index: usize| self.bytes[self.fields.factors + index];
-        match self.format {
+        let factor = |index: usize| self.0[Self::FIELDS.factors + index];
+        match Self::FORMAT {
             BlockFormat::Q8_0
             | BlockFormat::Q5_0
             | BlockFormat::Q5_1
@@ -101,19 +96,20 @@ impl<'a> StoredBlock<'a> {
     /// The codes of a block, four to a word, the first lowest.
     pub fn codes(&self, block: usize) -> [u32; GROUPS] {
         const ONES: u32 = 0x0101_0101;
+        // What lets the compiler see that every index is in bounds.
+        assert!(self.0.len() == Self::FIELDS.size && block < Self::FORMAT.num_blocks());
         let word = |field: usize, index: usize| {
             let at = field + 4 * index;
-            let [a, b, c, d] = [0, 1, 2, 3].map(|i| self.bytes[at + i]);
-            u32::from_le_bytes([a, b, c, d])
+            u32::from_le_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
         };
-        let low = |index: usize| word(self.fields.low, index);
-        let high = |index: usize| word(self.fields.high, index);
+        let low = |index: usize| word(Self::FIELDS.low, index);
+        let high = |index: usize| word(Self::FIELDS.high, index);
         let nibbles = |word: u32, upper: bool| (word >> if upper { 4 } else { 0 }) & (15 * ONES);
         // Two blocks of a K-quant share 32 bytes of four bits, four share 32 of two.
         let fours = |group: usize| nibbles(low(8 * (block / 2) + group), block % 2 == 1);
         let twos = |word: u32| (word >> (2 * (block % 4))) & (3 * ONES);
         let one = |group: usize| (high(group) >> block) & ONES;
-        std::array::from_fn(|group| match self.format {
+        std::array::from_fn(|group| match Self::FORMAT {
             BlockFormat::Q8_0 => low(group) ^ (128 * ONES),
             BlockFormat::Q4_0 | BlockFormat::Q4_1 => nibbles(low(group % 4), group >= 4),
             BlockFormat::Q5_0 | BlockFormat::Q5_1 => {

@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::block_format::{BlockFormat, Factors};
+use super::block_format::{BlockFormat, Factors, Plane, with_format};
 use super::panel::{LINE, Line, PANEL};
 use super::stored_block::{GROUPS, StoredBlock};
 
@@ -36,11 +36,13 @@ impl SuperBlock<'_> {
     #[inline(always)]
     pub fn codes(&self, block: usize, group: usize, column: usize) -> u32 {
         let first = self.format.head_lines() + block * self.format.block_lines();
-        self.format.planes().fold(0, |codes, plane| {
+        let bits = |plane: Plane| {
             let index = plane.word(group) * PANEL + column;
             let word = self.lines[first + index / LINE].0[index % LINE];
-            codes | (((word >> plane.shift(group)) & plane.mask()) << plane.first)
-        })
+            ((word >> plane.shift(group)) & plane.mask()) << plane.first
+        };
+        let (low, high) = self.format.planes();
+        bits(low) | high.map_or(0, bits)
     }
 
     fn half(&self, line: usize, column: usize) -> f32 {
@@ -60,20 +62,31 @@ const fn halves_of(word: u32) -> [u16; 2] {
     [u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])]
 }
 
-/// Writes a file's super-block as one column of a panel's, whose bits are zero there.
-pub fn write_column(
-    format: BlockFormat,
-    stored: &StoredBlock<'_>,
+/// Writes a file's row as one column of a panel, whose bits are zero there.
+pub fn write_column(format: BlockFormat, row: &[u8], column: usize, panel: &mut [Line<u32>]) {
+    with_format!(format, FORMAT => {
+        let stored = StoredBlock::<FORMAT>::all(row);
+        for (stored, lines) in stored.zip(panel.chunks_exact_mut(format.lines())) {
+            write(&stored, column, lines);
+        }
+    });
+}
+
+fn write<const FORMAT: usize>(
+    stored: &StoredBlock<'_, FORMAT>,
     column: usize,
     lines: &mut [Line<u32>],
 ) {
+    let format = const { BlockFormat::ALL[FORMAT] };
+    // What lets the compiler see that every index is in bounds.
+    assert!(column < PANEL && lines.len() == format.lines());
     let (head, blocks) = lines.split_at_mut(format.head_lines());
     let (scale, min) = stored.scale_and_min();
     for (line, half) in head.iter_mut().zip([scale, min]) {
         line.0[column / 2] |= u32::from(half) << (16 * (column % 2));
     }
     for (block, lines) in blocks.chunks_exact_mut(format.block_lines()).enumerate() {
-        let words = in_planes(format, stored.codes(block));
+        let words = in_planes::<FORMAT>(stored.codes(block));
         let (codes, factors) = lines.split_at_mut(format.code_lines());
         for (lines, word) in codes.chunks_exact_mut(PANEL / LINE).zip(words) {
             lines[column / LINE].0[column % LINE] = word;
@@ -88,13 +101,18 @@ pub fn write_column(
 }
 
 /// The words of a column's codes in a block; those past the format's are zero.
-fn in_planes(format: BlockFormat, codes: [u32; GROUPS]) -> [u32; GROUPS] {
+fn in_planes<const FORMAT: usize>(codes: [u32; GROUPS]) -> [u32; GROUPS] {
+    let (low, high) = const { BlockFormat::ALL[FORMAT].planes() };
     let mut words = [0; GROUPS];
-    for plane in format.planes() {
+    let mut add = |plane: Plane| {
         for (group, code) in codes.iter().enumerate() {
-            words[plane.word(group)] |=
-                ((code >> plane.first) & plane.mask()) << plane.shift(group);
+            let bits = (code >> plane.first) & plane.mask();
+            words[plane.word(group)] |= bits << plane.shift(group);
         }
+    };
+    add(low);
+    if let Some(high) = high {
+        add(high);
     }
     words
 }
