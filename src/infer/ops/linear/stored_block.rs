@@ -109,21 +109,25 @@ impl<'a, const FORMAT: usize> StoredBlock<'a, FORMAT> {
         let fours = |group: usize| nibbles(low(8 * (block / 2) + group), block % 2 == 1);
         let twos = |word: u32| (word >> (2 * (block % 4))) & (3 * ONES);
         let one = |group: usize| (high(group) >> block) & ONES;
-        std::array::from_fn(|group| match Self::FORMAT {
-            BlockFormat::Q8_0 => low(group) ^ (128 * ONES),
-            BlockFormat::Q4_0 | BlockFormat::Q4_1 => nibbles(low(group % 4), group >= 4),
-            BlockFormat::Q5_0 | BlockFormat::Q5_1 => {
-                nibbles(low(group % 4), group >= 4) | (spread(high(0) >> (4 * group)) << 4)
-            }
-            BlockFormat::Q2K => twos(low(8 * (block / 4) + group)),
-            BlockFormat::Q3K => twos(low(8 * (block / 4) + group)) | (one(group) << 2),
-            BlockFormat::Q4K => fours(group),
-            BlockFormat::Q5K => fours(group) | (one(group) << 4),
-            BlockFormat::Q6K => {
-                let index = 16 * (block / 4) + 8 * (block % 2) + group;
-                nibbles(low(index), block % 4 >= 2) | (twos(high(8 * (block / 4) + group)) << 4)
-            }
-        })
+        let mut codes = [0; GROUPS];
+        for (group, code) in codes.iter_mut().enumerate() {
+            *code = match Self::FORMAT {
+                BlockFormat::Q8_0 => low(group) ^ (128 * ONES),
+                BlockFormat::Q4_0 | BlockFormat::Q4_1 => nibbles(low(group % 4), group >= 4),
+                BlockFormat::Q5_0 | BlockFormat::Q5_1 => {
+                    nibbles(low(group % 4), group >= 4) | (spread(high(0) >> (4 * group)) << 4)
+                }
+                BlockFormat::Q2K => twos(low(8 * (block / 4) + group)),
+                BlockFormat::Q3K => twos(low(8 * (block / 4) + group)) | (one(group) << 2),
+                BlockFormat::Q4K => fours(group),
+                BlockFormat::Q5K => fours(group) | (one(group) << 4),
+                BlockFormat::Q6K => {
+                    let index = 16 * (block / 4) + 8 * (block % 2) + group;
+                    nibbles(low(index), block % 4 >= 2) | (twos(high(8 * (block / 4) + group)) << 4)
+                }
+            };
+        }
+        codes
     }
 }
 
