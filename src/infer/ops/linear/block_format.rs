@@ -214,23 +214,25 @@ macro_rules! with_format {
 }
 pub(super) use with_format;
 
+/// The GGML types of [`BlockFormat::ALL`].
+#[cfg(test)]
+pub const DTYPES: [GgmlDType; 10] = [
+    GgmlDType::Q8_0,
+    GgmlDType::Q5_0,
+    GgmlDType::Q5_1,
+    GgmlDType::Q4_0,
+    GgmlDType::Q4_1,
+    GgmlDType::Q2K,
+    GgmlDType::Q3K,
+    GgmlDType::Q4K,
+    GgmlDType::Q5K,
+    GgmlDType::Q6K,
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::infer::ops::linear::rounded::BLOCK;
-
-    const DTYPES: [GgmlDType; 10] = [
-        GgmlDType::Q8_0,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
-    ];
 
     #[test]
     fn formats_are_numbered_as_they_are_listed() {

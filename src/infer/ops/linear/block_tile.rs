@@ -100,22 +100,10 @@ mod tests {
 
     use super::*;
     use crate::infer::ops::columns::Columns;
+    use crate::infer::ops::linear::block_format::DTYPES;
     use crate::infer::ops::linear::blocks::BlockPanels;
     use crate::infer::ops::linear::rounded::{BLOCK, to_bytes};
     use crate::infer::weights::QuantizedRows;
-
-    const FORMATS: [GgmlDType; 10] = [
-        GgmlDType::Q8_0,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
-    ];
 
     /// A matrix of as many super-blocks a row, and its values.
     fn packed(dtype: GgmlDType, out: usize, blocks: usize) -> (BlockPanels, Vec<Vec<f32>>) {
@@ -144,7 +132,7 @@ mod tests {
     #[test]
     fn twins_agree_with_a_sum_in_f64_over_the_same_bytes() {
         for (dtype, (rows, out, blocks)) in
-            FORMATS.into_iter().flat_map(|dtype| [(dtype, (1, 32, 1)), (dtype, (13, 70, 3))])
+            DTYPES.into_iter().flat_map(|dtype| [(dtype, (1, 32, 1)), (dtype, (13, 70, 3))])
         {
             let (panels, w) = packed(dtype, out, blocks);
             let width = panels.width();
@@ -168,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_row_is_the_same_alone_and_among_others() {
-        for dtype in FORMATS {
+        for dtype in DTYPES {
             let out = 64;
             let (panels, _) = packed(dtype, out, 2);
             let width = panels.width();
@@ -186,7 +174,7 @@ mod tests {
 
     #[test]
     fn rows_come_back_dequantized() {
-        for dtype in FORMATS {
+        for dtype in DTYPES {
             let (panels, w) = packed(dtype, 70, 2);
             let rows = panels.rows(&[69, 0, 33]).unwrap().to_vec2::<f32>().unwrap();
             for (row, id) in rows.iter().zip([69, 0, 33]) {

@@ -269,6 +269,37 @@ mod tests {
     }
 
     #[test]
+    fn blocks_multiply_like_their_values_but_for_the_rounding_of_activations() {
+        for dtype in block_format::DTYPES {
+            let (rows, width, out) = (7, 512, 40);
+            let x = random(rows, width);
+            let quantized = QTensor::quantize(&random(out, width), dtype).unwrap();
+            let w = quantized.dequantize(&Device::Cpu).unwrap();
+            let stored = QuantizedRows::new(dtype, quantized.data().unwrap(), [out, width]);
+            let parts = vec![Weight::Quantized(stored.unwrap())];
+            let layer = Linear::new(parts, None, ComputeDtype::Quantized).unwrap();
+            let difference =
+                (layer.forward(&x).unwrap() - x.matmul(&w.t().unwrap()).unwrap()).unwrap();
+            let difference = difference.to_vec2::<f32>().unwrap();
+            let (x, w) = (x.to_vec2::<f32>().unwrap(), w.to_vec2::<f32>().unwrap());
+            for (x, difference) in x.iter().zip(difference) {
+                for (w, difference) in w.iter().zip(difference) {
+                    // Half a step of the scale that 32 activations share, each.
+                    let bound: f32 = x
+                        .chunks(32)
+                        .zip(w.chunks(32))
+                        .map(|(x, w)| {
+                            let largest = x.iter().fold(0_f32, |a, b| a.max(b.abs()));
+                            largest / 127.0 * 0.501 * w.iter().map(|w| w.abs()).sum::<f32>()
+                        })
+                        .sum();
+                    assert!(difference.abs() < bound, "{dtype:?}: {difference}, at most {bound}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn quantized_and_dense_parts_stand_side_by_side() {
         let (x, a, b) = (random(3, 64), random(32, 64), random(16, 64));
         let quantized = QTensor::quantize(&a, GgmlDType::Q8_0).unwrap();

@@ -139,15 +139,36 @@ const fn spread(bits: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::quantized::GgmlDType;
+    use candle_core::Device;
 
     use super::*;
+    use crate::infer::ops::linear::block_format::DTYPES;
+    use crate::infer::ops::linear::blocks::BlockPanels;
+    use crate::infer::weights::QuantizedRows;
 
     #[test]
-    fn fields_make_up_what_candle_counts() {
-        for dtype in [GgmlDType::Q5_1, GgmlDType::Q3K, GgmlDType::Q4K, GgmlDType::Q6K] {
-            let format = BlockFormat::of(dtype).unwrap();
-            assert_eq!(Fields::of(format).size, dtype.type_size(), "{dtype:?}");
+    fn blocks_of_any_bits_are_read_as_candle_reads_them() {
+        for (format, dtype) in BlockFormat::ALL.into_iter().zip(DTYPES) {
+            let fields = Fields::of(format);
+            assert_eq!(fields.size, dtype.type_size(), "{dtype:?}");
+            let mut bytes: Vec<u8> = (0..6 * fields.size as u32)
+                .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+                .collect();
+            for block in bytes.chunks_exact_mut(fields.size) {
+                block[fields.scale..fields.scale + 2].copy_from_slice(&[0x34, 0x1a]);
+                if format.has_min() {
+                    block[fields.min..fields.min + 2].copy_from_slice(&[0x12, 0x9b]);
+                }
+            }
+            let shape = [3, 2 * dtype.block_size()];
+            let stored = QuantizedRows::new(dtype, bytes, shape).unwrap();
+            let exact = stored.to_qtensor().unwrap().dequantize(&Device::Cpu).unwrap();
+            let ours = BlockPanels::pack(&[&stored]).unwrap().rows(&[0, 1, 2]).unwrap();
+            let values =
+                |t: candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (at, (a, b)) in values(ours).into_iter().zip(values(exact)).enumerate() {
+                assert!((a - b).abs() <= 1e-6 * b.abs().max(0.1), "{dtype:?} {at}: {a} and {b}");
+            }
         }
     }
 }
