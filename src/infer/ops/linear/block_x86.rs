@@ -101,7 +101,9 @@ macro_rules! kernel {
             }
         }
 
-        /// Runs a tile of `ROWS` rows and the format of that number.
+        /// Runs a tile of `ROWS` rows and the format of that number. The compiler
+        /// unrolls the loops within a block: shifts are constants, and what neither
+        /// format nor group needs is not there.
         #[target_feature(enable = $features)]
         pub fn multiply<const FORMAT: usize, const ROWS: usize>(
             tile: BlockTile<'_>,
