@@ -3,7 +3,6 @@
 //! neither is ever written to memory.
 
 use std::cell::RefCell;
-use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
@@ -23,8 +22,8 @@ thread_local! {
 /// Two matrices of `[inner, in]`.
 #[derive(Debug)]
 pub struct GatedLinear {
-    gate: Arc<Matrix>,
-    up: Arc<Matrix>,
+    gate: Matrix,
+    up: Matrix,
 }
 
 impl GatedLinear {
@@ -37,7 +36,7 @@ impl GatedLinear {
         if shape(&gate) != shape(&up) {
             bail!("a gate of {:?} and an up of {:?}", shape(&gate), shape(&up));
         }
-        Ok(Self { gate: Arc::new(gate), up: Arc::new(up) })
+        Ok(Self { gate, up })
     }
 
     /// `x`, `[num_tokens, in]`, to `[num_tokens, inner]` of `dtype`, f32 or bf16.
@@ -51,7 +50,7 @@ impl GatedLinear {
     /// What its input is best made of: see [`super::Linear::input_dtype`].
     #[must_use]
     pub fn input_dtype(&self) -> DType {
-        input_dtype([&*self.gate, &*self.up], self.gate.in_features())
+        input_dtype([&self.gate, &self.up], self.gate.in_features())
     }
 
     /// Bytes of its matrices in memory.
@@ -67,14 +66,6 @@ impl GatedLinear {
         let isa = Isa::detect();
         let mut y = vec![T::default(); num_tokens * inner];
         with_input(isa, x, width, [gate.input_form(), up.input_form()], |input| {
-            if !(gate.has_panels() && up.has_panels()) {
-                let mut both = [gate, up].map(|_| vec![0_f32; num_tokens * inner]);
-                for (product, matrix) in both.iter_mut().zip([gate, up]) {
-                    matrix.matmul(isa, input, Columns::of(product, inner, false))?;
-                }
-                gate_row(isa, &both[0], &both[1], &mut y);
-                return Ok(());
-            }
             let y = Columns::of(&mut y, inner, false);
             fill(num_tokens, inner, 2 * width, |panel, rows, columns| {
                 let first = rows.start;
@@ -91,8 +82,7 @@ impl GatedLinear {
                     });
                 });
             });
-            Ok::<_, candle_core::Error>(())
-        })?;
+        });
         Ok(T::storage(y))
     }
 }
@@ -196,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_type_without_a_kernel_is_gated_too() {
+    fn blocks_beside_floats_are_gated_too() {
         let (x, gate, up) = (random(3, 256), random(32, 256), random(32, 256));
         let quantized = QTensor::quantize(&gate, GgmlDType::Q6K).unwrap();
         let bytes = quantized.data().unwrap();

@@ -1,12 +1,10 @@
 //! One weight matrix in the form in which it is multiplied.
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use candle_core::quantized::{QMatMul, QTensor};
-use candle_core::{Device, Module, Result, Storage, Tensor, bail};
+use candle_core::{Result, Storage, Tensor, bail};
 
-use super::blocks::{BlockFormat, BlockPanels};
+use super::blocks::BlockPanels;
 use super::panel::{PANEL, fill};
 use super::panels::{Panels, gather};
 use super::rounded::{Input, InputForm, pairs_of_row};
@@ -14,7 +12,7 @@ use crate::infer::ComputeDtype;
 use crate::infer::ops::columns::Columns;
 use crate::infer::ops::f32_slice;
 use crate::infer::ops::simd::{Isa, halves_of};
-use crate::infer::weights::{QuantizedRows, Weight};
+use crate::infer::weights::Weight;
 
 /// `[out, in]`, packed.
 #[derive(Debug)]
@@ -29,13 +27,8 @@ enum Form {
     F32(Panels<f32>),
     /// Pairs of neighbouring inputs; activations are rounded to bf16 too.
     Bf16(Panels<u32>),
-    /// Blocks of a format that has a kernel; activations are rounded to bytes.
+    /// Blocks as GGUF has them; activations are rounded to bytes.
     Blocks(BlockPanels),
-    /// A block type that has no kernel of our own.
-    Candle {
-        matmul: QMatMul,
-        tensor: Arc<QTensor>,
-    },
 }
 
 impl Matrix {
@@ -44,9 +37,7 @@ impl Matrix {
     pub fn packs(a: &Weight<'_>, b: &Weight<'_>) -> bool {
         match (a, b) {
             (Weight::Dense(_), Weight::Dense(_)) | (Weight::Bf16(_), Weight::Bf16(_)) => true,
-            (Weight::Quantized(a), Weight::Quantized(b)) => {
-                a.dtype() == b.dtype() && BlockFormat::of(a.dtype()).is_some()
-            }
+            (Weight::Quantized(a), Weight::Quantized(b)) => a.dtype() == b.dtype(),
             _ => false,
         }
     }
@@ -75,10 +66,13 @@ impl Matrix {
             (part, row - starts[part])
         };
         let form = match first {
-            Weight::Quantized(_) => quantized(&all(parts, |part| match part {
-                Weight::Quantized(rows) => Some(rows),
-                Weight::Dense(_) | Weight::Bf16(_) => None,
-            })?)?,
+            Weight::Quantized(_) => {
+                let rows = all(parts, |part| match part {
+                    Weight::Quantized(rows) => Some(rows),
+                    Weight::Dense(_) | Weight::Bf16(_) => None,
+                })?;
+                Form::Blocks(BlockPanels::pack(&rows)?)
+            }
             Weight::Bf16(_) => {
                 let rows = all(parts, |part| match part {
                     Weight::Bf16(rows) => Some(rows),
@@ -123,15 +117,10 @@ impl Matrix {
     /// The form in which it takes a layer's input.
     pub(super) const fn input_form(&self) -> InputForm {
         match self.form {
-            Form::F32(_) | Form::Candle { .. } => InputForm::F32,
+            Form::F32(_) => InputForm::F32,
             Form::Bf16(_) => InputForm::Pairs,
             Form::Blocks(_) => InputForm::Bytes,
         }
-    }
-
-    /// Whether the matrix lies in panels: see [`Matrix::multiply_panel`].
-    pub(super) const fn has_panels(&self) -> bool {
-        !matches!(self.form, Form::Candle { .. })
     }
 
     /// Multiplies `rows` of the input with a panel, and hands each row's
@@ -148,22 +137,11 @@ impl Matrix {
             Form::F32(panels) => panels.multiply(isa, input.values, panel, rows, store),
             Form::Bf16(panels) => panels.multiply(isa, input.pairs, panel, rows, store),
             Form::Blocks(panels) => panels.multiply(isa, input.bytes, panel, rows, store),
-            Form::Candle { .. } => {}
         }
     }
 
     /// Fills `y`, or adds to it.
-    pub(super) fn matmul(&self, isa: Isa, input: Input<'_>, y: Columns<f32>) -> Result<()> {
-        if let Form::Candle { matmul, .. } = &self.form {
-            let x = Tensor::from_slice(input.values, (y.rows(), self.in_features), &Device::Cpu)?;
-            let product = matmul.forward(&x)?.flatten_all()?.to_vec1::<f32>()?;
-            for (row, values) in product.chunks_exact(self.out_features).enumerate() {
-                // SAFETY: no other thread is at work, and `y` is alive and
-                // not borrowed otherwise while a layer runs.
-                unsafe { y.write(row, 0, values) };
-            }
-            return Ok(());
-        }
+    pub(super) fn matmul(&self, isa: Isa, input: Input<'_>, y: Columns<f32>) {
         fill(y.rows(), self.out_features, self.in_features, |panel, rows, columns| {
             let first = rows.start;
             self.multiply_panel(isa, input, panel, rows, &mut |row, sums| {
@@ -173,7 +151,6 @@ impl Matrix {
                 unsafe { y.write(first + row, columns.start, sums) };
             });
         });
-        Ok(())
     }
 
     /// The matrix's rows `ids`, `[ids, in]`, in f32: an embedding.
@@ -187,21 +164,6 @@ impl Matrix {
                 gather(panels, ids, halves_of)?.narrow(1, 0, self.in_features)?.contiguous()
             }
             Form::Blocks(panels) => panels.rows(ids),
-            Form::Candle { tensor, .. } => {
-                let bytes = tensor.data()?;
-                let row_bytes = bytes.len() / self.out_features;
-                let rows = ids.iter().map(|id| {
-                    let start = *id as usize * row_bytes;
-                    let Some(row) = bytes.get(start..start + row_bytes) else {
-                        bail!("row {id} of a matrix of {} rows", self.out_features);
-                    };
-                    let shape = [1, self.in_features];
-                    QuantizedRows::new(tensor.dtype(), row, shape)?
-                        .to_qtensor()?
-                        .dequantize(&Device::Cpu)
-                });
-                Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
-            }
         }
     }
 
@@ -224,7 +186,6 @@ impl Matrix {
             Form::F32(panels) => panels.num_bytes(),
             Form::Bf16(panels) => panels.num_bytes(),
             Form::Blocks(panels) => panels.num_bytes(),
-            Form::Candle { tensor, .. } => tensor.storage_size_in_bytes(),
         }
     }
 }
@@ -237,15 +198,5 @@ fn all<'a, 'w, T>(
     match parts.iter().map(of).collect() {
         Some(all) => Ok(all),
         None => bail!("weights of different kinds do not stack"),
-    }
-}
-
-fn quantized(parts: &[&QuantizedRows<'_>]) -> Result<Form> {
-    match *parts {
-        [rows] if BlockFormat::of(rows.dtype()).is_none() => {
-            let tensor = Arc::new(rows.to_qtensor()?);
-            Ok(Form::Candle { matmul: QMatMul::from_arc(Arc::clone(&tensor))?, tensor })
-        }
-        _ => Ok(Form::Blocks(BlockPanels::pack(parts)?)),
     }
 }

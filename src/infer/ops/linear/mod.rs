@@ -1,13 +1,18 @@
 //! Linear layers: dense matrices in panels of f32 or bf16, or GGUF blocks
 //! multiplied as they are.
 
+mod block_format;
 mod block_tile;
+#[cfg(target_arch = "x86_64")]
+mod block_x86;
 mod blocks;
 mod gated;
 mod matrix;
 mod panel;
 mod panels;
 mod rounded;
+mod stored_block;
+mod super_block;
 mod tile;
 
 pub use gated::GatedLinear;
@@ -128,11 +133,10 @@ impl Linear {
         let isa = Isa::detect();
         let forms = self.parts.iter().map(|(_, matrix)| matrix.input_form());
         with_input(isa, x, self.in_features, forms, |input| {
-            let mut parts = self.parts.iter();
-            parts.try_for_each(|(first, matrix)| {
-                matrix.matmul(isa, input, columns.starting_at(*first))
-            })
-        })?;
+            for (first, matrix) in &self.parts {
+                matrix.matmul(isa, input, columns.starting_at(*first));
+            }
+        });
         if let Some(bias) = &self.bias {
             for row in y.chunks_exact_mut(self.out_features) {
                 row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
@@ -294,6 +298,37 @@ mod tests {
         let biased = Linear::new(vec![Weight::Dense(w)], values, ComputeDtype::F32).unwrap();
         let expected = plain.forward(&x).unwrap().broadcast_add(&bias).unwrap();
         assert_eq!(largest_difference(&biased.forward(&x).unwrap(), &expected), 0.0);
+    }
+
+    #[test]
+    fn blocks_multiply_like_their_values_but_for_the_rounding_of_activations() {
+        for dtype in block_format::DTYPES {
+            let (rows, width, out) = (7, 512, 40);
+            let x = random(rows, width);
+            let quantized = QTensor::quantize(&random(out, width), dtype).unwrap();
+            let w = quantized.dequantize(&Device::Cpu).unwrap();
+            let stored = QuantizedRows::new(dtype, quantized.data().unwrap(), [out, width]);
+            let parts = vec![Weight::Quantized(stored.unwrap())];
+            let layer = Linear::new(parts, None, ComputeDtype::Quantized).unwrap();
+            let difference =
+                (layer.forward(&x).unwrap() - x.matmul(&w.t().unwrap()).unwrap()).unwrap();
+            let difference = difference.to_vec2::<f32>().unwrap();
+            let (x, w) = (x.to_vec2::<f32>().unwrap(), w.to_vec2::<f32>().unwrap());
+            for (x, difference) in x.iter().zip(difference) {
+                for (w, difference) in w.iter().zip(difference) {
+                    // Half a step of the scale that 32 activations share, each.
+                    let bound: f32 = x
+                        .chunks(32)
+                        .zip(w.chunks(32))
+                        .map(|(x, w)| {
+                            let largest = x.iter().fold(0_f32, |a, b| a.max(b.abs()));
+                            largest / 127.0 * 0.501 * w.iter().map(|w| w.abs()).sum::<f32>()
+                        })
+                        .sum();
+                    assert!(difference.abs() < bound, "{dtype:?}: {difference}, at most {bound}");
+                }
+            }
+        }
     }
 
     #[test]

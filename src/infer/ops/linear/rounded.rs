@@ -135,10 +135,19 @@ pub fn pairs_of_row<const FUSED: bool>(values: &[f32], words: &mut [u32]) {
 pub struct ByteBlock {
     /// What a byte counts.
     pub scale: f32,
-    /// The sum of the bytes.
-    pub sum: i32,
+    /// The sums of the bytes of its halves.
+    pub sums: [i32; 2],
     /// The bytes, four to a word, the first lowest.
     pub codes: [u32; BLOCK / 4],
+}
+
+impl ByteBlock {
+    /// The sum of the bytes in one of `num_stretches` equal stretches: the whole,
+    /// or its halves.
+    #[inline(always)]
+    pub const fn sum(&self, stretch: usize, num_stretches: usize) -> i32 {
+        if num_stretches == 1 { self.sums[0] + self.sums[1] } else { self.sums[stretch] }
+    }
 }
 
 /// Rounds `x`, `[rows, width]`, to bytes, into `[rows, width / BLOCK]`;
@@ -172,9 +181,10 @@ fn blocks_of<const FUSED: bool>(x: &[f32], blocks: &mut [ByteBlock]) {
         for (byte, x) in bytes.iter_mut().zip(x) {
             *byte = ((x * inverse + ROUND) - ROUND) as i32 as i8;
         }
+        let (low, high) = bytes.split_at(BLOCK / 2);
         *block = ByteBlock {
             scale,
-            sum: bytes.iter().map(|byte| i32::from(*byte)).sum(),
+            sums: [low, high].map(|half| half.iter().map(|byte| i32::from(*byte)).sum()),
             codes: words_of_bytes(&bytes),
         };
     }
@@ -233,7 +243,8 @@ mod tests {
                     .flat_map(|word| signed_bytes(*word))
                     .map(i32::from)
                     .collect();
-                assert_eq!(block.sum, codes.iter().sum::<i32>());
+                let (low, high) = codes.split_at(BLOCK / 2);
+                assert_eq!(block.sums, [low, high].map(|half| half.iter().sum::<i32>()));
                 for (code, x) in codes.iter().zip(x) {
                     let error = (*code as f32 * block.scale - x).abs();
                     assert!(error <= block.scale * 0.501, "{isa:?}: {x} became {code}");
