@@ -8,7 +8,7 @@ use candle_transformers::models::llama as stock;
 use yardstick::clock::Clock;
 use yardstick::infer::model::config::RopeScaling;
 use yardstick::infer::weights::{OpenModel, WeightForm};
-use yardstick::infer::{EngineConfig, EngineCore, ModelConfig};
+use yardstick::infer::{ComputeDtype, EngineConfig, EngineCore, ModelConfig};
 
 use super::{VOCAB, open, requests, run, tiny};
 
@@ -73,7 +73,7 @@ fn logits_agree_with_candles_own_llama_untied_and_with_scaled_frequencies() {
 
 fn agrees_with_stock(config: ModelConfig) {
     let model = open(config);
-    let config = EngineConfig::default();
+    let config = EngineConfig { dtype: Some(ComputeDtype::F32), ..EngineConfig::default() };
     let mut core =
         EngineCore::new(&model.config, &*model.weights, &config, Clock::manual()).unwrap();
     for request in requests() {
