@@ -198,6 +198,40 @@ pub fn exp<const FUSED: bool>(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { y * scale }
 }
 
+/// Vectors that the compiler does not make as well of the functions above.
+#[cfg(target_arch = "x86_64")]
+pub mod x86 {
+    use std::arch::x86_64::*;
+
+    /// As [`super::exp`], with gradual underflow.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    #[expect(clippy::excessive_precision, reason = "as published")]
+    pub fn exp_512(x: __m512) -> __m512 {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        const COEFFICIENTS: [f32; 6] = [
+            1.987_569_150e-4,
+            1.398_199_950_7e-3,
+            8.333_451_907_3e-3,
+            4.166_579_589_4e-2,
+            1.666_666_545_9e-1,
+            0.5,
+        ];
+        // The smallest f32 is e^-103.3; a NaN, second, stays one.
+        let x = _mm512_max_ps(_mm512_set1_ps(-105.0), x);
+        let scaled = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
+        let n = _mm512_roundscale_ps::<NEAREST>(scaled);
+        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_375), x);
+        let r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.121_944_40e-4), r);
+        let mut p = _mm512_set1_ps(COEFFICIENTS[0]);
+        for c in &COEFFICIENTS[1..] {
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
+        }
+        let y = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r);
+        _mm512_scalef_ps(_mm512_add_ps(y, _mm512_set1_ps(1.0)), n)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +249,41 @@ mod tests {
         assert!(worst < 2e-7, "relative error {worst:e}");
         assert_eq!(exp::<true>(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp::<true>(0.0), 1.0);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn vectors_of_exp_agree_with_the_library() {
+        use std::arch::x86_64::{_mm512_loadu_ps, _mm512_storeu_ps};
+
+        #[target_feature(enable = "avx512f")]
+        fn exp_of(x: &[f32; LANES]) -> [f32; LANES] {
+            let mut y = [0.0; LANES];
+            // SAFETY: as long as a vector.
+            unsafe {
+                _mm512_storeu_ps(y.as_mut_ptr(), x86::exp_512(_mm512_loadu_ps(x.as_ptr())));
+            }
+            y
+        }
+        if !Isa::available().contains(&Isa::Avx512) {
+            return;
+        }
+        let mut worst = 0_f64;
+        for step in -5400..5500 {
+            let x: [f32; LANES] = std::array::from_fn(|i| (step * 16 + i as i32) as f32 * 1e-3);
+            // SAFETY: the processor has it, as just seen.
+            for (x, y) in x.iter().zip(unsafe { exp_of(&x) }) {
+                let exact = f64::from(*x).exp();
+                worst = worst.max((f64::from(y) - exact).abs() / exact);
+            }
+        }
+        assert!(worst < 2e-7, "relative error {worst:e}");
+        let mut ends = [0.0; LANES];
+        ends[..3].copy_from_slice(&[f32::NEG_INFINITY, f32::INFINITY, f32::NAN]);
+        // SAFETY: as above.
+        let [zero, infinity, nan, one, ..] = unsafe { exp_of(&ends) };
+        assert_eq!((zero, infinity, one), (0.0, f32::INFINITY, 1.0));
+        assert!(nan.is_nan());
     }
 
     #[test]

@@ -99,6 +99,8 @@ fn attend(
     let out = paged_attention(&q_tensor, &k, &v, &layout).unwrap();
     let out = out.to_vec2::<f32>().unwrap();
 
+    // Beside K and V in bf16, queries and weights may be rounded to it too.
+    let error = if dtype == DType::BF16 { 2e-2 } else { 1e-5 };
     for (seq, (queries, len)) in sequences.iter().enumerate() {
         let rows = |salt| (0..*len).map(|at| row(salt, seq, at, width)).collect::<Vec<_>>();
         let (keys, values) = (rows(0), rows(1));
@@ -112,7 +114,7 @@ fn attend(
             let q = &q[at * heads * dim..(at + 1) * heads * dim];
             let expected = dense(q, &keys, &values, kv_heads, dim);
             for (ours, exact) in out[at].iter().zip(expected) {
-                assert!((f64::from(*ours) - exact).abs() < 1e-5, "{ours} against {exact}");
+                assert!((f64::from(*ours) - exact).abs() < error, "{ours} against {exact}");
             }
         }
     }

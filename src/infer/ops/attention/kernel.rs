@@ -1,6 +1,9 @@
 //! The two products of attention over one tile of keys: scores of queries and
 //! keys, and the weighted sum of values. For every row a chain of multiply-adds
 //! in a fixed order, so that a row comes out alike in a tile of any height.
+//!
+//! Where K and V are bf16 and the processor multiplies pairs of them, queries
+//! and weights are rounded to bf16 too, as engines that compute in bf16 do.
 
 use half::bf16;
 
@@ -16,6 +19,9 @@ pub const HALF: usize = TILE / 2;
 pub trait Element: Copy + Send + Sync + 'static {
     fn widen(self) -> f32;
 
+    /// Whether queries are multiplied as pairs of bf16.
+    fn takes_pairs(isa: Isa) -> bool;
+
     /// # Safety
     /// As [`scores_any`], and `isa` is one that this processor has.
     unsafe fn scores(isa: Isa, tile: &ScoreTile<Self>, rows: usize);
@@ -30,6 +36,8 @@ pub trait Element: Copy + Send + Sync + 'static {
 pub struct ScoreTile<E> {
     /// `[rows][head_dim]`, contiguous.
     pub q: *const f32,
+    /// The same rounded, `[rows][head_dim / 2]`, if [`Element::takes_pairs`].
+    pub q_pairs: *const u32,
     pub head_dim: usize,
     /// First element of the first key of each half; a key's elements are
     /// `k_stride` apart, the keys of a half side by side.
@@ -58,6 +66,7 @@ impl<E: Copy> ScoreTile<E> {
     fn skip_rows(self, first: usize) -> Self {
         Self {
             q: self.q.wrapping_add(first * self.head_dim),
+            q_pairs: self.q_pairs.wrapping_add(first * self.head_dim / 2),
             scores: self.scores.wrapping_add(first * TILE),
             ..self
         }
@@ -131,49 +140,96 @@ macro_rules! by_rows {
     };
 }
 
-macro_rules! element {
-    ($type:ty, $widen:expr, $scores_512:ident, $values_512:ident, $scores_256:ident, $values_256:ident) => {
-        impl Element for $type {
-            #[inline(always)]
-            fn widen(self) -> f32 {
-                $widen(self)
-            }
-
-            unsafe fn scores(isa: Isa, tile: &ScoreTile<Self>, rows: usize) {
-                match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512Bf16 | Isa::Avx512Vnni | Isa::Avx512 => {
-                        by_rows!($scores_512, tile, rows, 12_usize; 1 2 3 4 5 6 7 8 9 10 11 12);
-                    }
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => by_rows!($scores_256, tile, rows, 3_usize; 1 2 3),
-                    // SAFETY: as promised by the caller.
-                    Isa::Portable => unsafe { scores_any::<Self, false>(tile, rows) },
-                }
-            }
-
-            unsafe fn add_values(isa: Isa, tile: &ValueTile<Self>, rows: usize) {
-                match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512Bf16 | Isa::Avx512Vnni | Isa::Avx512
-                        if tile.head_dim.is_multiple_of(TILE) =>
-                    {
-                        by_rows!($values_512, tile, rows, 12_usize; 1 2 3 4 5 6 7 8 9 10 11 12);
-                    }
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 if tile.head_dim.is_multiple_of(TILE) => {
-                        by_rows!($values_256, tile, rows, 3_usize; 1 2 3);
-                    }
-                    // SAFETY: as promised by the caller.
-                    _ => unsafe { add_values_any::<Self, false>(tile, rows) },
-                }
-            }
-        }
+macro_rules! by_rows_512 {
+    ($kernel:ident, $tile:expr, $rows:expr) => {
+        by_rows!($kernel, $tile, $rows, 12_usize; 1 2 3 4 5 6 7 8 9 10 11 12)
     };
 }
 
-element!(f32, |x| x, scores_f32_512, values_f32_512, scores_f32_256, values_f32_256);
-element!(bf16, bf16::to_f32, scores_bf16_512, values_bf16_512, scores_bf16_256, values_bf16_256);
+macro_rules! by_rows_256 {
+    ($kernel:ident, $tile:expr, $rows:expr) => {
+        by_rows!($kernel, $tile, $rows, 3_usize; 1 2 3)
+    };
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    fn takes_pairs(_: Isa) -> bool {
+        false
+    }
+
+    unsafe fn scores(isa: Isa, tile: &ScoreTile<Self>, rows: usize) {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 | Isa::Avx512Vnni | Isa::Avx512 => {
+                by_rows_512!(scores_f32_512, tile, rows);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => by_rows_256!(scores_f32_256, tile, rows),
+            // SAFETY: as promised by the caller.
+            Isa::Portable => unsafe { scores_any::<Self, false>(tile, rows) },
+        }
+    }
+
+    unsafe fn add_values(isa: Isa, tile: &ValueTile<Self>, rows: usize) {
+        let whole = tile.head_dim.is_multiple_of(TILE);
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 | Isa::Avx512Vnni | Isa::Avx512 if whole => {
+                by_rows_512!(values_f32_512, tile, rows);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 if whole => by_rows_256!(values_f32_256, tile, rows),
+            // SAFETY: as promised by the caller.
+            _ => unsafe { add_values_any::<Self, false>(tile, rows) },
+        }
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    fn takes_pairs(isa: Isa) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return isa == Isa::Avx512Bf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
+
+    unsafe fn scores(isa: Isa, tile: &ScoreTile<Self>, rows: usize) {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => by_rows_512!(scores_pairs, tile, rows),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni | Isa::Avx512 => by_rows_512!(scores_bf16_512, tile, rows),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => by_rows_256!(scores_bf16_256, tile, rows),
+            // SAFETY: as promised by the caller.
+            Isa::Portable => unsafe { scores_any::<Self, false>(tile, rows) },
+        }
+    }
+
+    unsafe fn add_values(isa: Isa, tile: &ValueTile<Self>, rows: usize) {
+        let whole = tile.head_dim.is_multiple_of(TILE);
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 if whole => by_rows_512!(values_pairs, tile, rows),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni | Isa::Avx512 if whole => by_rows_512!(values_bf16_512, tile, rows),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 if whole => by_rows_256!(values_bf16_256, tile, rows),
+            // SAFETY: as promised by the caller.
+            _ => unsafe { add_values_any::<Self, false>(tile, rows) },
+        }
+    }
+}
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -182,6 +238,8 @@ mod x86 {
     use half::bf16;
 
     use super::{HALF, ScoreTile, TILE, ValueTile};
+
+    pub use super::super::pairs::{scores_pairs, values_pairs};
 
     macro_rules! kernels {
         ($scores:ident, $values:ident, $features:literal, $element:ty, $width:literal,
@@ -322,5 +380,78 @@ mod x86 {
         // SAFETY: as promised by the caller.
         let halves = unsafe { _mm_loadu_si128(at.cast()) };
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::ops::simd::pair_of;
+
+    /// Rows of the largest tile, and some more.
+    const ROWS: usize = 15;
+    const DIM: usize = 64;
+    /// Odd, so that the last key has no other beside it.
+    const KEYS: usize = TILE - 1;
+
+    fn noise(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 37 + seed * 101) as f32 * 0.731).sin()).collect()
+    }
+
+    /// Scores of all keys, and sums of the values of [`KEYS`], of every row.
+    fn products<E: Element>(isa: Isa, rows: usize, k: &[E], v: &[E]) -> [Vec<f32>; 2] {
+        let q = noise(rows * DIM, 1);
+        let pairs: Vec<u32> =
+            q.as_chunks::<2>().0.iter().map(|[low, high]| pair_of(*low, *high)).collect();
+        let mut scores = vec![f32::NAN; rows * TILE];
+        let tile = ScoreTile {
+            q: q.as_ptr(),
+            q_pairs: pairs.as_ptr(),
+            head_dim: DIM,
+            k: [k.as_ptr(), k[HALF..].as_ptr()],
+            k_stride: TILE,
+            scores: scores.as_mut_ptr(),
+        };
+        // SAFETY: all is as long as the shapes say.
+        unsafe { E::scores(isa, &tile, rows) };
+        let mut weights = noise(rows * TILE, 2);
+        weights.iter_mut().skip(KEYS).step_by(TILE).for_each(|unseen| *unseen = 0.0);
+        let v_rows: Vec<_> = v.chunks(DIM).take(KEYS).map(<[E]>::as_ptr).collect();
+        let (rescale, mut sums) = (noise(rows, 3), noise(rows * DIM, 4));
+        let tile = ValueTile {
+            weights: weights.as_ptr(),
+            rescale: rescale.as_ptr(),
+            v: &v_rows,
+            head_dim: DIM,
+            sums: sums.as_mut_ptr(),
+        };
+        // SAFETY: as above.
+        unsafe { E::add_values(isa, &tile, rows) };
+        [scores, sums]
+    }
+
+    /// Every twin against the definition, and each row against itself alone.
+    fn check<E: Element>(round: fn(f32) -> E, error: f32) {
+        let [k, v] = [5, 6].map(|seed| noise(TILE * DIM, seed).into_iter().map(round));
+        let (k, v): (Vec<E>, Vec<E>) = (k.collect(), v.collect());
+        let expected = products(Isa::Portable, ROWS, &k, &v);
+        for isa in Isa::available() {
+            let error = if E::takes_pairs(isa) { 2e-2 } else { error };
+            let got = products(isa, ROWS, &k, &v);
+            for (expected, got) in expected.iter().zip(&got) {
+                for (at, (expected, got)) in expected.iter().zip(got).enumerate() {
+                    assert!((expected - got).abs() < error, "{isa:?} {at}: {expected} and {got}");
+                }
+            }
+            let alone = products(isa, 1, &k, &v);
+            assert_eq!(alone[0], got[0][..TILE], "{isa:?}");
+            assert_eq!(alone[1], got[1][..DIM], "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn twins_agree_and_a_row_is_the_same_alone_and_among_others() {
+        check::<f32>(|x| x, 1e-5);
+        check::<bf16>(bf16::from_f32, 1e-5);
     }
 }

@@ -7,6 +7,8 @@
 //! changes a bit of the result. The query heads of a group share each K/V row.
 
 mod kernel;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod partial;
 mod softmax;
 mod task;

@@ -96,6 +96,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::{LANES, Seen, Softmax, TILE};
+    use crate::infer::ops::simd::x86::exp_512 as exp;
 
     const _: () = assert!(TILE == 2 * LANES);
 
@@ -140,34 +141,6 @@ mod x86 {
     fn store(to: &mut [f32; LANES], values: __m512) {
         // SAFETY: as long as a vector.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), values) }
-    }
-
-    /// As [`crate::infer::ops::simd::exp`], with gradual underflow.
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    #[expect(clippy::excessive_precision, reason = "as published")]
-    fn exp(x: __m512) -> __m512 {
-        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-        const COEFFICIENTS: [f32; 6] = [
-            1.987_569_150e-4,
-            1.398_199_950_7e-3,
-            8.333_451_907_3e-3,
-            4.166_579_589_4e-2,
-            1.666_666_545_9e-1,
-            0.5,
-        ];
-        // The smallest f32 is e^-103.3; a NaN, second, stays one.
-        let x = _mm512_max_ps(_mm512_set1_ps(-105.0), x);
-        let scaled = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
-        let n = _mm512_roundscale_ps::<NEAREST>(scaled);
-        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_375), x);
-        let r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.121_944_40e-4), r);
-        let mut p = _mm512_set1_ps(COEFFICIENTS[0]);
-        for c in &COEFFICIENTS[1..] {
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
-        }
-        let y = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r);
-        _mm512_scalef_ps(_mm512_add_ps(y, _mm512_set1_ps(1.0)), n)
     }
 }
 

@@ -8,7 +8,7 @@ use super::kernel::{Element, HALF, ScoreTile, TILE, ValueTile};
 use super::partial::{Partial, SPLIT, scale_to};
 use super::softmax::{Seen, Softmax, update_rows};
 use crate::infer::kv::BlockId;
-use crate::infer::ops::simd::{Isa, prefetch};
+use crate::infer::ops::simd::{Isa, dispatch, pair_of, prefetch};
 
 /// The layer's cache and the shapes of its heads.
 pub struct Operands<'a, E> {
@@ -57,6 +57,8 @@ pub struct Task<'a> {
 struct Scratch {
     /// `[rows][head_dim]`, scaled; a row is a query head of a token.
     q: Vec<f32>,
+    /// `[rows][head_dim / 2]`: the same, rounded, if the kernels take pairs.
+    q_pairs: Vec<u32>,
     /// `[rows][TILE]`: scores, then their weights.
     scores: Vec<f32>,
     /// `[rows]`: by how much a row's sum shrinks when its maximum grows.
@@ -164,9 +166,10 @@ fn attend<E: Element + Default>(
         prefetch_tile(operands, task, end..last.min(end + TILE));
         let first = task.rows_before(tile, operands);
         let count = rows - first;
-        let Scratch { q, scores, rescale, .. } = &mut *scratch;
+        let Scratch { q, q_pairs, scores, rescale, .. } = &mut *scratch;
         let score_tile = ScoreTile {
             q: q[first * head_dim..].as_ptr(),
+            q_pairs: q_pairs.as_ptr().wrapping_add(first * head_dim / 2),
             head_dim,
             k: keys.k,
             k_stride: keys.k_stride,
@@ -212,7 +215,7 @@ fn write<'o, E>(
 
 impl Scratch {
     /// Copies the task's queries, and makes room for its rows.
-    fn load<E>(&mut self, isa: Isa, operands: &Operands<'_, E>, task: Task<'_>) {
+    fn load<E: Element>(&mut self, isa: Isa, operands: &Operands<'_, E>, task: Task<'_>) {
         let (rows, head_dim, group) = (task.rows(operands), operands.head_dim, operands.group());
         // All is overwritten before it is read.
         self.q.resize(rows * head_dim, 0.0);
@@ -223,6 +226,21 @@ impl Scratch {
             let start = (task.row + row / group) * operands.q_stride + head * head_dim;
             scale_to(isa, q, &operands.q[start..start + head_dim], operands.scale);
         }
+        if E::takes_pairs(isa) {
+            self.q_pairs.resize(rows * head_dim / 2, 0);
+            round_to_pairs(isa, &self.q, &mut self.q_pairs);
+        }
+    }
+}
+
+fn round_to_pairs(isa: Isa, values: &[f32], pairs: &mut [u32]) {
+    dispatch!(isa, rounded(values: &[f32], pairs: &mut [u32]));
+}
+
+#[inline(always)]
+fn rounded<const FUSED: bool>(values: &[f32], pairs: &mut [u32]) {
+    for (pair, [low, high]) in pairs.iter_mut().zip(values.as_chunks::<2>().0) {
+        *pair = pair_of(*low, *high);
     }
 }
 

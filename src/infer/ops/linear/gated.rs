@@ -110,6 +110,13 @@ impl CustomOp1 for Forward<'_> {
 }
 
 fn gate_row<T: Activation>(isa: Isa, gate: &[f32], up: &[f32], y: &mut [T]) {
+    #[cfg(target_arch = "x86_64")]
+    if let (Isa::Avx512Bf16 | Isa::Avx512Vnni | Isa::Avx512, Some(gate), Some(up), Some(y)) =
+        (isa, gate.first_chunk(), up.first_chunk(), y.first_chunk_mut())
+    {
+        // SAFETY: `Isa::detect` and `Isa::available` name only what the processor has.
+        return unsafe { x86::gate_panel(gate, up, y) };
+    }
     dispatch!(isa, gated<T: Activation>(gate: &[f32], up: &[f32], y: &mut [T]));
 }
 
@@ -117,6 +124,34 @@ fn gate_row<T: Activation>(isa: Isa, gate: &[f32], up: &[f32], y: &mut [T]) {
 fn gated<const FUSED: bool, T: Activation>(gate: &[f32], up: &[f32], y: &mut [T]) {
     for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
         *y = T::round(gate / (1.0 + exp::<FUSED>(-gate)) * up);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Activation, PANEL};
+    use crate::infer::ops::simd::x86::exp_512;
+
+    const WIDTH: usize = 16;
+
+    /// A whole panel of a row, whose gates are there as vectors already.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub fn gate_panel<T: Activation>(gate: &[f32; PANEL], up: &[f32; PANEL], y: &mut [T; PANEL]) {
+        let one = _mm512_set1_ps(1.0);
+        let mut gated = [0_f32; PANEL];
+        for at in (0..PANEL).step_by(WIDTH) {
+            // SAFETY: a vector's floats lie in the panel.
+            unsafe {
+                let gate = _mm512_loadu_ps(gate.as_ptr().add(at));
+                let up = _mm512_loadu_ps(up.as_ptr().add(at));
+                let e = exp_512(_mm512_sub_ps(_mm512_setzero_ps(), gate));
+                let silu = _mm512_div_ps(gate, _mm512_add_ps(one, e));
+                _mm512_storeu_ps(gated.as_mut_ptr().add(at), _mm512_mul_ps(silu, up));
+            }
+        }
+        y.iter_mut().zip(gated).for_each(|(y, gated)| *y = T::round(gated));
     }
 }
 
