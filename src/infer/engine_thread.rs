@@ -35,6 +35,12 @@ pub(super) enum Command {
     PanicInNextStep,
 }
 
+/// How long an idle engine waits for one more request before it takes up those
+/// that have arrived: about what one costs whoever sends it.
+const BURST_GAP: Duration = Duration::from_micros(150);
+/// Requests after which it waits no more.
+const MAX_GATHERED: usize = 64;
+
 /// Whether handles are left.
 #[derive(PartialEq, Eq)]
 enum Handles {
@@ -108,8 +114,24 @@ impl EngineThread {
                 Ok(command) => self.obey(command),
                 Err(_) => return Handles::None,
             }
+            self.gather();
         }
         self.take_waiting_commands()
+    }
+
+    /// Waits for the rest of a burst whose first request has just arrived. A
+    /// step takes all processors: those who are about to send would be held up
+    /// by it, and their prompts would wait for the next one.
+    fn gather(&mut self) {
+        for _ in 0..MAX_GATHERED {
+            if self.arrived.is_empty() {
+                return;
+            }
+            match self.commands.recv_timeout(BURST_GAP) {
+                Ok(command) => self.obey(command),
+                Err(_) => return,
+            }
+        }
     }
 
     fn take_waiting_commands(&mut self) -> Handles {
