@@ -5,11 +5,11 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::batch::Batch;
-use super::host::TokenLogprobs;
 use super::kv::{BlockError, KvCache, KvSizing};
 use super::model::{Llama, Model, WeightMemory};
 use super::ops::pool::Pool;
-use super::sampler::{self, SampleError};
+use super::readout;
+use super::sampler::SampleError;
 use super::scheduler::{Chunk, Scheduler, SchedulerLimits};
 use super::sequence::{Sequence, SequenceId};
 pub use super::step::{CoreStats, DrawnToken, PromptScores, StepOutput, StepReport};
@@ -219,15 +219,14 @@ impl EngineCore {
         num_prefill_tokens
     }
 
-    /// Scores prompts and draws tokens from `logits`, `[rows, vocab]`: of each
-    /// chunk its scored rows, then the row that a token is drawn from.
+    /// Scores prompts and draws tokens from `logits`, `[rows, vocab]`.
     fn read_logits(
         &mut self,
         chunks: &[Chunk],
         logits: Option<&Tensor>,
     ) -> Result<(Vec<PromptScores>, Vec<StepOutput>), InferError> {
         let storage = logits.map(Tensor::storage_and_layout);
-        let mut rows: &[f32] = match &storage {
+        let rows: &[f32] = match &storage {
             None => &[],
             Some((storage, layout)) => match (&**storage, layout.contiguous_offsets()) {
                 (candle_core::Storage::Cpu(cpu), Some((start, end))) => {
@@ -236,32 +235,30 @@ impl EngineCore {
                 _ => return Err(InferError::Internal("logits are not in host memory".to_owned())),
             },
         };
+        let vocab_size = self.model_config.vocab_size;
+        let running = self.scheduler.running();
+        let readouts = readout::read(&self.pool, running, chunks, rows, vocab_size)?;
         let mut scores = Vec::new();
         let mut outputs = Vec::with_capacity(chunks.len());
-        for chunk in chunks {
-            let broken = || InferError::Internal(format!("{chunk:?} has no sequence or no logits"));
-            let sequence = self.scheduler.running().get(chunk.index).ok_or_else(broken)?;
-            let mut take = |num_rows: usize| {
-                rows.split_off(..num_rows * self.model_config.vocab_size).ok_or_else(broken)
-            };
-            let scored = take(chunk.num_scored_rows)?;
-            let draws = chunk.is_last && !sequence.is_score_only();
-            let drawn_from = take(usize::from(draws))?;
-            match score(sequence, *chunk, scored, self.model_config.vocab_size) {
-                Ok(found) => scores.extend(found),
+        for (chunk, readout) in chunks.iter().zip(readouts) {
+            let Some(sequence) = self.scheduler.running().get(chunk.index) else { continue };
+            let readout = match readout {
+                Ok(readout) => readout,
                 Err(error) => {
                     outputs.push(output(sequence, Err(error.into())));
                     continue;
                 }
-            }
-            if draws {
-                let result = draw(sequence, drawn_from).map_err(InferError::from);
-                let mut output = output(sequence, result);
+            };
+            scores.extend(readout.scores);
+            if let Some(mut drawn) = readout.drawn {
+                let eos_ids = &self.model_config.eos_token_ids;
+                let eos = !sequence.ignore_eos && eos_ids.contains(&drawn.id);
+                drawn.stop = eos.then_some(StopReason::Stop);
+                let id = drawn.id;
+                let mut output = output(sequence, Ok(drawn));
+                let length = self.scheduler.push_token(chunk.index, id);
                 if let Ok(drawn) = &mut output.result {
-                    let eos =
-                        !sequence.ignore_eos && self.model_config.eos_token_ids.contains(&drawn.id);
-                    let length = self.scheduler.push_token(chunk.index, drawn.id);
-                    drawn.stop = eos.then_some(StopReason::Stop).or(length);
+                    drawn.stop = drawn.stop.or(length);
                 }
                 outputs.push(output);
             }
@@ -305,45 +302,6 @@ fn pool(config: &EngineConfig) -> Result<Arc<Pool>, InferError> {
     Ok(Arc::new(pool))
 }
 
-/// The next token of `sequence` and what was asked to be known about it.
-fn draw(sequence: &Sequence, logits: &[f32]) -> Result<DrawnToken, SampleError> {
-    let id = sampler::sample(logits, &sequence.sampling, sequence.num_output_tokens())?;
-    let logprobs = match sequence.logprobs {
-        Some(count) => Some(sampler::logprobs(logits, id, count)?),
-        None => None,
-    };
-    Ok(DrawnToken { id, logprobs, stop: None })
-}
-
-/// What `logits`, `[scored rows, vocab]`, say about the prompt tokens after
-/// the rows of `chunk`, which `sequence` has computed. `None` where nothing was
-/// scored and nothing ends.
-fn score(
-    sequence: &Sequence,
-    chunk: Chunk,
-    logits: &[f32],
-    vocab_size: usize,
-) -> Result<Option<PromptScores>, SampleError> {
-    let is_end = chunk.is_last && sequence.is_score_only();
-    let first_position = sequence.num_scored_rows - chunk.num_scored_rows + 1;
-    let Some(count) = sequence.prompt_logprobs.filter(|_| !logits.is_empty() || is_end) else {
-        return Ok(None);
-    };
-    let targets = &sequence.token_ids[first_position..];
-    let logprobs = logits
-        .chunks_exact(vocab_size)
-        .zip(targets)
-        .map(|(row, target)| sampler::logprobs(row, *target, count))
-        .collect::<Result<Vec<TokenLogprobs>, _>>()?;
-    Ok(Some(PromptScores {
-        id: sequence.id,
-        first_scheduled_at: sequence.first_scheduled_at.unwrap_or_default(),
-        first_position,
-        logprobs,
-        stop: is_end.then_some(StopReason::Length),
-    }))
-}
-
 impl From<SampleError> for InferError {
     fn from(error: SampleError) -> Self {
         Self::Internal(error.to_string())
@@ -362,6 +320,7 @@ mod tests {
 
     use super::*;
     use crate::infer::KvBudget;
+    use crate::infer::host::TokenLogprobs;
     use crate::infer::weights::{StoredDtype, Weight, WeightForm};
 
     /// Noise of any shape, the same for the same name.

@@ -22,6 +22,7 @@ mod live;
 mod loading;
 pub mod model;
 pub mod ops;
+mod readout;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
