@@ -95,7 +95,9 @@ impl Case {
     }
 
     fn run(&self) {
-        std::hint::black_box(paged_attention(&self.q, &self.k, &self.v, &self.layout).unwrap());
+        std::hint::black_box(
+            paged_attention(&self.q, &self.k, &self.v, &self.layout, DType::F32).unwrap(),
+        );
     }
 }
 

@@ -119,7 +119,7 @@ impl Llama {
         let qkv = layer.qkv.forward(&h)?.reshape(((), heads, config.head_dim))?;
         rope_and_cache(&qkv, kv, &batch.positions, &batch.slot_mapping, &self.rope)?;
         let q = qkv.narrow(1, 0, config.num_attention_heads)?;
-        let h = paged_attention(&q, kv.0, kv.1, &batch.layout)?;
+        let h = paged_attention(&q, kv.0, kv.1, &batch.layout, layer.output.input_dtype())?;
         layer.output.forward_add(&h, x)?;
         let h = layer.post_attention_norm.forward(x, layer.gate_up.input_dtype())?;
         let h = layer.gate_up.forward(&h, layer.down.input_dtype())?;

@@ -22,7 +22,7 @@ use crate::infer::model::config::RopeScaling;
 const TASK_ROWS: usize = 16;
 
 /// Elements of a head that one task stores.
-const TASK_ELEMENTS: usize = 16;
+const TASK_ELEMENTS: usize = 32;
 
 /// Tokens from which a second thread pays.
 const PARALLEL_TOKENS: usize = 16;
@@ -30,8 +30,8 @@ const PARALLEL_TOKENS: usize = 16;
 /// Cosine and sine of every angle up to a length. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
-    /// `[max_len][half]` of (cos, sin).
-    angles: Arc<[(f32, f32)]>,
+    /// `[max_len][2][half]`: the cosines of a position, then its sines.
+    angles: Arc<[f32]>,
     half: usize,
 }
 
@@ -43,15 +43,18 @@ impl RopeTable {
         let frequencies = frequencies(model);
         let angles = (0..max_len)
             .flat_map(|position| {
-                frequencies.iter().map(move |frequency| position as f32 * frequency)
+                let angle = move |frequency: &f32| position as f32 * frequency;
+                let cosines = frequencies.iter().map(move |f| angle(f).cos());
+                cosines.chain(frequencies.iter().map(move |f| angle(f).sin()))
             })
-            .map(|angle| (angle.cos(), angle.sin()))
             .collect();
         Self { angles, half: model.head_dim / 2 }
     }
 
-    fn row(&self, position: usize) -> Option<&[(f32, f32)]> {
-        self.angles.get(position * self.half..(position + 1) * self.half)
+    /// Cosines and sines of a position.
+    fn row(&self, position: usize) -> Option<(&[f32], &[f32])> {
+        let row = self.angles.get(position * 2 * self.half..(position + 1) * 2 * self.half)?;
+        Some(row.split_at(self.half))
     }
 }
 
@@ -152,24 +155,31 @@ impl InplaceOp1 for Rotate<'_> {
             bail!("position {position} is past the rotary table");
         }
         let qkv = f32_slice_mut(storage, layout, "qkv")?;
+        let isa = Isa::detect();
         let width = heads * head_dim;
         pool::for_each_chunk(qkv, TASK_ROWS * width, |task, rows| {
             let positions = &self.positions[task * TASK_ROWS..];
             for (row, position) in rows.chunks_exact_mut(width).zip(positions) {
-                let angles = self.table.row(*position).unwrap_or_default();
-                for head in row.chunks_exact_mut(head_dim).take(self.rotated_heads) {
-                    rotate_head(head, angles);
-                }
+                let (cos, sin) = self.table.row(*position).unwrap_or_default();
+                rotate_heads(isa, &mut row[..self.rotated_heads * head_dim], cos, sin);
             }
         });
         Ok(())
     }
 }
 
-fn rotate_head(head: &mut [f32], angles: &[(f32, f32)]) {
-    let (first, second) = head.split_at_mut(angles.len());
-    for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+fn rotate_heads(isa: Isa, heads: &mut [f32], cos: &[f32], sin: &[f32]) {
+    dispatch!(isa, rotated(heads: &mut [f32], cos: &[f32], sin: &[f32]));
+}
+
+#[inline(always)]
+fn rotated<const FUSED: bool>(heads: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let half = cos.len();
+    for head in heads.chunks_exact_mut(2 * half) {
+        let (first, second) = head.split_at_mut(half);
+        for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        }
     }
 }
 
@@ -244,34 +254,36 @@ impl Store<'_> {
                 // where another does, whatever the slots; the cache is
                 // borrowed until all are done.
                 let slot = |at: usize, len: usize| unsafe { cache.slot(0, block + at, len) };
+                let rows = rows.chunks(width).take(run.len());
                 match self.order {
                     Order::Tokens => {
-                        for (token, row) in rows.chunks(width).take(run.len()).enumerate() {
+                        for (token, row) in rows.enumerate() {
                             let at = (within + token) * head_dim + elements.start;
                             round_row(isa, &row[..elements.len()], slot(at, elements.len()));
                         }
                     }
                     Order::Elements => {
                         let own = slot(elements.start * block_size, elements.len() * block_size);
-                        for (element, places) in own.chunks_exact_mut(block_size).enumerate() {
-                            let places = places[within..within + run.len()].iter_mut();
-                            for (place, row) in places.zip(rows[element..].iter().step_by(width)) {
-                                *place = E::round(*row);
-                            }
+                        let mut rounded = [E::default(); TASK_ELEMENTS];
+                        for (token, row) in rows.enumerate() {
+                            round_row(isa, &row[..elements.len()], &mut rounded);
+                            let places = own[within + token..].iter_mut().step_by(block_size);
+                            places.zip(rounded).for_each(|(place, value)| *place = value);
                         }
                     }
                 }
                 row += run.len();
             }
         };
+        let parts = head_dim.div_ceil(TASK_ELEMENTS);
+        let run = |task: usize| {
+            let first = task % parts * TASK_ELEMENTS;
+            store(task / parts, first..head_dim.min(first + TASK_ELEMENTS));
+        };
         if num_tokens < PARALLEL_TOKENS {
-            (0..kv_heads).for_each(|head| store(head, 0..head_dim));
+            (0..kv_heads * parts).for_each(run);
         } else {
-            let parts = head_dim.div_ceil(TASK_ELEMENTS);
-            pool::run(kv_heads * parts, |task| {
-                let first = task % parts * TASK_ELEMENTS;
-                store(task / parts, first..head_dim.min(first + TASK_ELEMENTS));
-            });
+            pool::run(kv_heads * parts, run);
         }
         Ok(())
     }

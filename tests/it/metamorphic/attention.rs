@@ -96,7 +96,7 @@ fn attend(
     let (k, v) = (k.permute((0, 2, 3, 1)), v.permute((0, 2, 1, 3)));
     let (k, v) = (k.unwrap().contiguous().unwrap(), v.unwrap().contiguous().unwrap());
     let q_tensor = tensor(&q, &[q.len() / (heads * dim), heads, dim]);
-    let out = paged_attention(&q_tensor, &k, &v, &layout).unwrap();
+    let out = paged_attention(&q_tensor, &k, &v, &layout, DType::F32).unwrap();
     let out = out.to_vec2::<f32>().unwrap();
 
     // Beside K and V in bf16, queries and weights may be rounded to it too.
@@ -132,7 +132,7 @@ fn attention_refuses_a_layout_that_does_not_fit() {
             seq_lens: vec![seq_len],
             block_tables: vec![blocks.to_vec()],
         };
-        paged_attention(&q, &k, &v, &Arc::new(layout))
+        paged_attention(&q, &k, &v, &Arc::new(layout), DType::F32)
     };
     assert!(attend(&[0, 2], 8, &[0, 2]).is_ok());
     assert!(attend(&[0, 3], 8, &[0, 2]).is_err(), "more rows than q has");

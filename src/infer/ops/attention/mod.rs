@@ -16,12 +16,12 @@ mod task;
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use half::bf16;
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 use self::kernel::Element;
 use self::partial::{Partial, SPLIT};
 use self::task::{Operands, Task};
+use super::activation::{Activation, by_dtype};
 use super::columns::Columns;
 use super::simd::Isa;
 use super::{contiguous, pool};
@@ -39,7 +39,7 @@ const TASK_TOKENS: usize = 16;
 /// `[num_blocks, num_kv_heads, head_dim, block_size]`, and V, `[num_blocks,
 /// num_kv_heads, block_size, head_dim]`, scaled by `1 / sqrt(head_dim)`. Query
 /// token `i` of a sequence sees all of the sequence's keys up to its own. Gives
-/// `[num_tokens, num_heads * head_dim]`.
+/// `[num_tokens, num_heads * head_dim]` of `dtype`, f32 or bf16.
 ///
 /// # Errors
 /// When shapes disagree, or `layout` names rows or blocks that do not exist.
@@ -48,12 +48,14 @@ pub fn paged_attention(
     k_cache: &Tensor,
     v_cache: &Tensor,
     layout: &Arc<BatchLayout>,
+    dtype: DType,
 ) -> Result<Tensor> {
-    q.apply_op3_no_bwd(k_cache, v_cache, &PagedAttention { layout: Arc::clone(layout) })
+    q.apply_op3_no_bwd(k_cache, v_cache, &PagedAttention { layout: Arc::clone(layout), dtype })
 }
 
 struct PagedAttention {
     layout: Arc<BatchLayout>,
+    dtype: DType,
 }
 
 impl CustomOp3 for PagedAttention {
@@ -72,10 +74,10 @@ impl CustomOp3 for PagedAttention {
     ) -> Result<(CpuStorage, Shape)> {
         match (k, v) {
             (CpuStorage::F32(k), CpuStorage::F32(v)) => {
-                self.run(q, q_layout, (k, k_layout), (v, v_layout))
+                by_dtype!(self.dtype, T => self.run::<_, T>(q, q_layout, (k, k_layout), (v, v_layout)))
             }
             (CpuStorage::BF16(k), CpuStorage::BF16(v)) => {
-                self.run::<bf16>(q, q_layout, (k, k_layout), (v, v_layout))
+                by_dtype!(self.dtype, T => self.run::<_, T>(q, q_layout, (k, k_layout), (v, v_layout)))
             }
             _ => bail!("k and v must both be f32, or both bf16"),
         }
@@ -83,7 +85,7 @@ impl CustomOp3 for PagedAttention {
 }
 
 impl PagedAttention {
-    fn run<E: Element + Default>(
+    fn run<E: Element + Default, T: Activation>(
         &self,
         q: &CpuStorage,
         q_layout: &Layout,
@@ -118,7 +120,7 @@ impl PagedAttention {
             scale: 1.0 / (head_dim as f32).sqrt(),
         };
         let width = num_heads * head_dim;
-        let mut out = vec![0_f32; num_tokens * width];
+        let mut out = vec![T::default(); num_tokens * width];
         let columns = Columns::of(&mut out, width, false);
         let slot = |task: Task<'_>, token: usize, head: usize| {
             // SAFETY: a task's rows and heads are its own, and `out` is alive and
@@ -155,7 +157,7 @@ impl PagedAttention {
                 }
             }
         });
-        Ok((CpuStorage::F32(out), Shape::from((num_tokens, width))))
+        Ok((T::storage(out), Shape::from((num_tokens, width))))
     }
 }
 
@@ -236,7 +238,7 @@ fn stretches(layout: &BatchLayout) -> Vec<Stretch<'_>> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
     use crate::infer::kv::BlockId;
@@ -258,7 +260,7 @@ mod tests {
                     block_tables: vec![(0..blocks as BlockId).collect()],
                 };
                 let q = q.narrow(0, first, last - first).unwrap();
-                let rows = paged_attention(&q, &k, &v, &Arc::new(layout)).unwrap();
+                let rows = paged_attention(&q, &k, &v, &Arc::new(layout), DType::F32).unwrap();
                 rows.to_vec2::<f32>().unwrap()
             };
             let prompt = attention(0, LEN);

@@ -3,6 +3,7 @@
 
 use super::kernel::TILE;
 use super::softmax::total;
+use crate::infer::ops::activation::Activation;
 use crate::infer::ops::simd::{Isa, LANES, dispatch, exp};
 
 /// Keys after which a row begins a new partial, counted from the start of the
@@ -49,7 +50,7 @@ impl<'a> Partial<'a> {
     }
 
     /// Writes a row's attention, `[head_dim]`.
-    pub fn finish(&self, isa: Isa, row: usize, result: &mut [f32]) {
+    pub fn finish<T: Activation>(&self, isa: Isa, row: usize, result: &mut [T]) {
         let values = &self.values[row * self.head_dim..(row + 1) * self.head_dim];
         scale_to(isa, result, values, 1.0 / total(self.sum[row]));
     }
@@ -82,14 +83,14 @@ fn joined<const FUSED: bool>(to: &mut Partial<'_>, later: &Partial<'_>, first: u
 }
 
 /// `to = values * factor`.
-pub fn scale_to(isa: Isa, to: &mut [f32], values: &[f32], factor: f32) {
-    dispatch!(isa, scaled(to: &mut [f32], values: &[f32], factor: f32));
+pub fn scale_to<T: Activation>(isa: Isa, to: &mut [T], values: &[f32], factor: f32) {
+    dispatch!(isa, scaled<T: Activation>(to: &mut [T], values: &[f32], factor: f32));
 }
 
 #[inline(always)]
-fn scaled<const FUSED: bool>(to: &mut [f32], values: &[f32], factor: f32) {
+fn scaled<const FUSED: bool, T: Activation>(to: &mut [T], values: &[f32], factor: f32) {
     for (to, value) in to.iter_mut().zip(values) {
-        *to = value * factor;
+        *to = T::round(value * factor);
     }
 }
 
@@ -131,12 +132,12 @@ mod tests {
             let later = Partial::of(&mut b, ROWS, DIM);
             let isa = Isa::detect();
             // The first row does not see the later keys.
-            let [mut before, mut after] = [[0.0; DIM]; 2];
+            let [mut before, mut after] = [[0_f32; DIM]; 2];
             joined.finish(isa, 0, &mut before);
             joined.join(isa, &later, 1);
             joined.finish(isa, 0, &mut after);
             assert_eq!(before, after);
-            let [mut expected, mut got] = [[0.0; DIM]; 2];
+            let [mut expected, mut got] = [[0_f32; DIM]; 2];
             whole.finish(isa, 1, &mut expected);
             joined.finish(isa, 1, &mut got);
             for (expected, got) in expected.iter().zip(got) {

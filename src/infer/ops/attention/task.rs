@@ -8,6 +8,7 @@ use super::kernel::{Element, HALF, ScoreTile, TILE, ValueTile};
 use super::partial::{Partial, SPLIT, scale_to};
 use super::softmax::{Seen, Softmax, update_rows};
 use crate::infer::kv::BlockId;
+use crate::infer::ops::activation::Activation;
 use crate::infer::ops::simd::{Isa, dispatch, pair_of, prefetch};
 
 /// The layer's cache and the shapes of its heads.
@@ -52,6 +53,9 @@ pub struct Task<'a> {
     pub kv_head: usize,
 }
 
+/// Keys that are copied at once where blocks are narrower than half a tile.
+const EIGHT: usize = 8;
+
 /// What a task works on, kept by its thread from one step to the next.
 #[derive(Debug, Default)]
 struct Scratch {
@@ -74,11 +78,11 @@ thread_local! {
 
 /// Computes a task and writes each row's result, `[head_dim]`, to the slot that
 /// its token and query head have.
-pub fn run<'o, E: Element + Default>(
+pub fn run<'o, E: Element + Default, T: Activation>(
     isa: Isa,
     operands: &Operands<'_, E>,
     task: Task<'_>,
-    slot: impl FnMut(usize, usize) -> &'o mut [f32],
+    slot: impl FnMut(usize, usize) -> &'o mut [T],
 ) {
     SCRATCH.with_borrow_mut(|scratch| {
         let (rows, head_dim) = (task.rows(operands), operands.head_dim);
@@ -118,12 +122,12 @@ pub fn run_split<E: Element + Default>(
 }
 
 /// Writes the results of a task of which each chunk of `buffers` has a split, in order.
-pub fn join<'o, E>(
+pub fn join<'o, E, T: Activation>(
     isa: Isa,
     operands: &Operands<'_, E>,
     task: Task<'_>,
     buffers: &mut [f32],
-    slot: impl FnMut(usize, usize) -> &'o mut [f32],
+    slot: impl FnMut(usize, usize) -> &'o mut [T],
 ) {
     let (rows, head_dim) = (task.rows(operands), operands.head_dim);
     let mut splits = buffers.chunks_exact_mut(Partial::len(rows, head_dim));
@@ -200,12 +204,12 @@ fn attend<E: Element + Default>(
     task.rows_before(positions.start, operands)
 }
 
-fn write<'o, E>(
+fn write<'o, E, T: Activation>(
     isa: Isa,
     operands: &Operands<'_, E>,
     task: Task<'_>,
     sums: &Partial<'_>,
-    mut slot: impl FnMut(usize, usize) -> &'o mut [f32],
+    mut slot: impl FnMut(usize, usize) -> &'o mut [T],
 ) {
     let group = operands.group();
     for row in 0..task.rows(operands) {
@@ -276,11 +280,17 @@ impl<E: Element + Default> Keys<E> {
             return Self { k: halves, k_stride: block_size, v: rows, len, _copy: Vec::new() };
         }
         let mut copy = vec![E::default(); head_dim * TILE];
-        for offset in 0..len {
+        // Blocks of whole eights are the likelier ones, and are copied by the eight.
+        let run = if block_size.is_multiple_of(EIGHT) { EIGHT } else { 1 };
+        for offset in (0..len).step_by(run) {
             let (start, within) = place(tile + offset);
-            let elements = k[start + within..].iter().step_by(block_size).take(head_dim);
-            for (d, element) in elements.enumerate() {
-                copy[d * TILE + offset] = *element;
+            let block = k[start..start + head_dim * block_size].chunks_exact(block_size);
+            for (to, from) in copy.chunks_exact_mut(TILE).zip(block) {
+                let (to, from) = (&mut to[offset..], &from[within..]);
+                match (to.first_chunk_mut::<EIGHT>(), from.first_chunk::<EIGHT>()) {
+                    (Some(to), Some(from)) if run == EIGHT => *to = *from,
+                    _ => to[0] = from[0],
+                }
             }
         }
         let halves = [copy.as_ptr(), copy[HALF..].as_ptr()];
