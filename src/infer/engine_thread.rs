@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::core::{CoreStats, StepOutput, StepReport};
+use super::command::{BURST_GAP, Command, MAX_GATHERED};
+use super::core::{StepOutput, StepReport};
 use super::generation::GenerationEvent;
 use super::host::{HostStatus, Shared};
 use super::live::{Live, Submission};
@@ -19,27 +20,6 @@ use super::telemetry::{EngineEvent, LoadPhase, LoadPhaseKind, Sink, StepStats};
 use super::weights::WeightSource;
 use super::{EngineCore, InferError, StopReason};
 use crate::clock::Timestamp;
-
-/// What a handle asks of the thread.
-pub(super) enum Command {
-    /// Run a request.
-    Submit(Box<Submission>),
-    /// Load, and answer when done.
-    Load(SyncSender<Result<(), InferError>>),
-    /// Abort everything, free everything, and answer when done.
-    Unload(SyncSender<()>),
-    /// Tell what happens from now on, in place of whoever was told before.
-    Observe(Sink),
-    /// Panic in the next step of the loaded core.
-    #[cfg(test)]
-    PanicInNextStep,
-}
-
-/// How long an idle engine waits for one more request before it takes up those
-/// that have arrived: about what one costs whoever sends it.
-const BURST_GAP: Duration = Duration::from_micros(150);
-/// Requests after which it waits no more.
-const MAX_GATHERED: usize = 64;
 
 /// Whether handles are left.
 #[derive(PartialEq, Eq)]
@@ -237,7 +217,7 @@ impl EngineThread {
         match catch_unwind(AssertUnwindSafe(|| core.step())) {
             Ok(Ok(report)) => {
                 let after = core.stats();
-                let stats = step_stats(&report, after, preempted_before);
+                let stats = StepStats::of(&report, after, preempted_before);
                 let outbox = self.take_report(report);
                 // Blocks are free, seats counted and the step told of before
                 // anyone hears of an end.
@@ -393,19 +373,6 @@ impl EngineThread {
             None => self.shared.unloaded_status(),
         };
         self.shared.set_status(status);
-    }
-}
-
-fn step_stats(report: &StepReport, after: CoreStats, preempted_before: u64) -> StepStats {
-    StepStats {
-        started_at: report.started_at,
-        took: report.at.since(report.started_at),
-        num_tokens: report.num_tokens,
-        num_prefill_tokens: report.num_prefill_tokens,
-        num_seqs: report.num_seqs,
-        after,
-        num_preemptions: after.num_preemptions.saturating_sub(preempted_before),
-        resident_bytes: None,
     }
 }
 

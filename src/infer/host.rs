@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
-use super::engine_thread::{Command, EngineThread};
+use super::command::Command;
+use super::engine_thread::EngineThread;
 pub use super::generation::{Generation, GenerationEvent, RequestTimings, TokenLogprobs};
 use super::kv::KvSizing;
 use super::live::Submission;

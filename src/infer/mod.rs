@@ -11,6 +11,7 @@
 //! found until they are handed out again.
 
 pub mod batch;
+mod command;
 pub mod config;
 pub mod core;
 mod engine_thread;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::core::CoreStats;
+use super::core::{CoreStats, StepReport};
 use crate::clock::Timestamp;
 
 /// Events that may wait to be fetched. A request of 512 tokens alone makes
@@ -54,6 +54,22 @@ pub struct StepStats {
     /// Resident memory of the whole process after it; absent where the last
     /// reading is less than a tenth of a second old, for reading costs time.
     pub resident_bytes: Option<u64>,
+}
+
+impl StepStats {
+    /// Of a step that has just ended, without the process's memory.
+    pub(super) fn of(report: &StepReport, after: CoreStats, preempted_before: u64) -> Self {
+        Self {
+            started_at: report.started_at,
+            took: report.at.since(report.started_at),
+            num_tokens: report.num_tokens,
+            num_prefill_tokens: report.num_prefill_tokens,
+            num_seqs: report.num_seqs,
+            after,
+            num_preemptions: after.num_preemptions.saturating_sub(preempted_before),
+            resident_bytes: None,
+        }
+    }
 }
 
 /// A phase between a cold engine and its first token.

@@ -294,6 +294,16 @@ pub fn run(num_tasks: usize, task: impl Fn(usize) + Sync) {
     }
 }
 
+/// The task that is `index`-th from the end of the stretch of whoever owns it: for
+/// tasks that cost more the later they are, so that none is left for the end.
+#[must_use]
+pub const fn last_first(index: usize, num_tasks: usize, threads: usize) -> usize {
+    // The owner whose stretch, see `Shared::stretch`, holds the index.
+    let owner = ((index + 1) * threads - 1) / num_tasks;
+    let (start, end) = (owner * num_tasks / threads, (owner + 1) * num_tasks / threads);
+    start + end - 1 - index
+}
+
 /// Runs `task(i, chunk)` for every `chunk_len` elements of `values`, the last
 /// chunk perhaps shorter, as [`run`] does.
 pub fn for_each_chunk<T: Send>(
@@ -358,6 +368,18 @@ mod tests {
         }
         assert_eq!(threads(), 1, "nothing stays installed");
         assert_eq!(count(3), [1, 1, 1], "without a pool too");
+    }
+
+    #[test]
+    fn stretches_turned_around_hold_the_same_tasks() {
+        for (num_tasks, threads) in [(1, 1), (7, 2), (7, 3), (2, 5), (96, 4), (97, 16)] {
+            let pool = pool(threads);
+            for owner in 0..threads {
+                let stretch = pool.shared.stretch(owner, num_tasks);
+                let turned = stretch.clone().map(|index| last_first(index, num_tasks, threads));
+                assert!(turned.eq(stretch.rev()), "{num_tasks} tasks, {threads} threads");
+            }
+        }
     }
 
     #[test]

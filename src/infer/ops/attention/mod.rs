@@ -135,9 +135,10 @@ impl PagedAttention {
             let rows = splits.map(|split| split.before + split.count).max().unwrap_or(0);
             buffer.resize(rows * num_kv_heads * split_len, 0.0);
             let splits = Columns::of(buffer, split_len, false);
-            // Stretches of one sequence cost more the later they are: the last ones first.
-            pool::run(stretches.len() * num_kv_heads, |index| {
-                let stretch = &stretches[stretches.len() - 1 - index / num_kv_heads];
+            let (num_tasks, threads) = (stretches.len() * num_kv_heads, pool::threads());
+            pool::run(num_tasks, |index| {
+                let index = pool::last_first(index, num_tasks, threads);
+                let stretch = &stretches[index / num_kv_heads];
                 let task = Task { kv_head: index % num_kv_heads, ..stretch.task };
                 let Some(split) = stretch.split else {
                     return task::run(isa, &operands, task, |token, head| slot(task, token, head));
