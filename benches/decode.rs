@@ -12,16 +12,14 @@
 mod support;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use candle_core::{D, DType, Device, Tensor};
-use candle_nn::VarBuilder;
 use candle_transformers::models::llama as stock;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use support::{floor, model};
 use yardstick::clock::Clock;
-use yardstick::infer::weights::{OpenModel, WeightForm};
 use yardstick::infer::{EngineCore, InferRequest};
 
 const STEPS: usize = 128;
@@ -70,7 +68,7 @@ fn decode(c: &mut Criterion) {
             });
         }
     }
-    let (llama, llama_config) = stock_llama(&model);
+    let (llama, llama_config) = support::stock::open(&model);
     let weight_bytes = 4 * (model.config.num_parameters() as usize);
     for (sequences, prompt_len) in OTHER_CASES {
         group.throughput(Throughput::Elements((sequences * STOCK_STEPS) as u64));
@@ -161,37 +159,6 @@ fn summarize(totals: &BTreeMap<(String, usize, usize), Total>, bandwidth: f64) {
             100.0 * rate / floor,
         );
     }
-}
-
-/// Candle's model on the weights as our source gives them.
-fn stock_llama(model: &OpenModel) -> (stock::Llama, stock::Config) {
-    let config = &model.config;
-    let stock_config = stock::Config {
-        hidden_size: config.hidden_size,
-        intermediate_size: config.intermediate_size,
-        vocab_size: config.vocab_size,
-        num_hidden_layers: config.num_hidden_layers,
-        num_attention_heads: config.num_attention_heads,
-        num_key_value_heads: config.num_key_value_heads,
-        use_flash_attn: false,
-        rms_norm_eps: config.rms_norm_eps,
-        rope_theta: config.rope_theta as f32,
-        bos_token_id: None,
-        eos_token_id: None,
-        rope_scaling: None,
-        max_position_embeddings: 2048,
-        tie_word_embeddings: config.tie_word_embeddings,
-    };
-    let builder = VarBuilder::from_tensors(dense_weights(model), DType::F32, &Device::Cpu);
-    (stock::Llama::load(builder, &stock_config).unwrap(), stock_config)
-}
-
-fn dense_weights(model: &OpenModel) -> HashMap<String, Tensor> {
-    let load = |(name, shape): (String, Vec<usize>)| {
-        let weight = model.weights.load(&name, &shape, WeightForm::F32).unwrap();
-        (name, weight.to_f32().unwrap())
-    };
-    model.config.tensors().into_iter().map(load).collect()
 }
 
 criterion_group!(benches, decode);

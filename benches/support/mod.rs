@@ -1,10 +1,12 @@
 //! What the benches of the embedded engine share: how long each may take, which
-//! model, and the floor of the machine that its numbers are held against.
+//! model, candle's own beside it, and the floor of the machine that its numbers are
+//! held against.
 
 #![allow(dead_code, reason = "every bench takes its share of it")]
 
 pub mod floor;
 pub mod model;
+pub mod stock;
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, DType, Layout, Result, bail};
 use half::bf16;
 
 use super::contiguous;
-use super::simd::bf16_bits;
+use super::simd::{Isa, bf16_bits, dispatch, pair_of};
 
 /// An element of an op's output.
 pub trait Activation: Copy + Default + Send + Sync + AddAssign + 'static {
@@ -59,6 +59,24 @@ macro_rules! by_dtype {
     };
 }
 pub(super) use by_dtype;
+
+/// Rounds a row to bf16, two to a word, the first in the low half; the last word
+/// of an odd row is half zero.
+pub fn round_to_pairs(isa: Isa, values: &[f32], words: &mut [u32]) {
+    dispatch!(isa, pairs_of_row(values: &[f32], words: &mut [u32]));
+}
+
+/// The body of [`round_to_pairs`].
+#[inline(always)]
+pub fn pairs_of_row<const FUSED: bool>(values: &[f32], words: &mut [u32]) {
+    let (pairs, rest) = values.as_chunks::<2>();
+    for (word, [low, high]) in words.iter_mut().zip(pairs) {
+        *word = pair_of(*low, *high);
+    }
+    if let ([last], Some(word)) = (rest, words.last_mut()) {
+        *word = pair_of(*last, 0.0);
+    }
+}
 
 /// A layer's input, `[num_tokens, width]`.
 #[derive(Debug, Clone, Copy)]

@@ -7,6 +7,7 @@
 //! thread was scheduled.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -144,7 +145,7 @@ impl Pool {
         // `run` left it so, and `busy` keeps every other thread out.
         unsafe { *shared.job.0.get() = Some(Job { run, num_tasks }) };
         for (owner, next) in shared.next.iter().enumerate() {
-            next.0.store(shared.stretch(owner, num_tasks).start, Ordering::Relaxed);
+            next.0.store(stretch(owner, num_tasks, shared.next.len()).start, Ordering::Relaxed);
         }
         let before = shared.state.load(Ordering::Relaxed);
         let open = (before & !(ACTIVE | OPEN)).wrapping_add(GENERATION) | OPEN;
@@ -180,17 +181,11 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// The tasks that a thread owns.
-    const fn stretch(&self, owner: usize, num_tasks: usize) -> std::ops::Range<usize> {
-        let threads = self.next.len();
-        owner * num_tasks / threads..(owner + 1) * num_tasks / threads
-    }
-
     /// Runs what the thread owns, then what others have not begun.
     fn take_tasks(&self, thread: usize, num_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         let threads = self.next.len();
         for owner in (thread..threads).chain(0..thread) {
-            let end = self.stretch(owner, num_tasks).end;
+            let end = stretch(owner, num_tasks, threads).end;
             loop {
                 let index = self.next[owner].0.fetch_add(1, Ordering::Relaxed);
                 if index >= end {
@@ -298,10 +293,14 @@ pub fn run(num_tasks: usize, task: impl Fn(usize) + Sync) {
 /// tasks that cost more the later they are, so that none is left for the end.
 #[must_use]
 pub const fn last_first(index: usize, num_tasks: usize, threads: usize) -> usize {
-    // The owner whose stretch, see `Shared::stretch`, holds the index.
     let owner = ((index + 1) * threads - 1) / num_tasks;
-    let (start, end) = (owner * num_tasks / threads, (owner + 1) * num_tasks / threads);
-    start + end - 1 - index
+    let own = stretch(owner, num_tasks, threads);
+    own.start + own.end - 1 - index
+}
+
+/// The tasks that a thread owns.
+const fn stretch(owner: usize, num_tasks: usize, threads: usize) -> Range<usize> {
+    owner * num_tasks / threads..(owner + 1) * num_tasks / threads
 }
 
 /// Runs `task(i, chunk)` for every `chunk_len` elements of `values`, the last
@@ -373,9 +372,8 @@ mod tests {
     #[test]
     fn stretches_turned_around_hold_the_same_tasks() {
         for (num_tasks, threads) in [(1, 1), (7, 2), (7, 3), (2, 5), (96, 4), (97, 16)] {
-            let pool = pool(threads);
             for owner in 0..threads {
-                let stretch = pool.shared.stretch(owner, num_tasks);
+                let stretch = stretch(owner, num_tasks, threads);
                 let turned = stretch.clone().map(|index| last_first(index, num_tasks, threads));
                 assert!(turned.eq(stretch.rev()), "{num_tasks} tasks, {threads} threads");
             }

@@ -1,49 +1,20 @@
 //! Our forward against candle's own Llama over the same weights.
 
-use std::collections::HashMap;
-
 use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
 use candle_transformers::models::llama as stock;
 use yardstick::clock::Clock;
 use yardstick::infer::model::config::RopeScaling;
-use yardstick::infer::weights::{OpenModel, WeightForm};
+use yardstick::infer::weights::OpenModel;
 use yardstick::infer::{ComputeDtype, EngineConfig, EngineCore, ModelConfig};
 
 use super::{VOCAB, open, requests, run, tiny};
 
+#[path = "../../../benches/support/stock.rs"]
+mod oracle;
+
 /// Log-probabilities of candle's own Llama over `ids`, from position `from` on.
 fn stock_logprobs(model: &OpenModel, ids: &[u32], from: usize) -> Vec<Vec<f32>> {
-    let config = &model.config;
-    let load = |(name, shape): (String, Vec<usize>)| {
-        let weight = model.weights.load(&name, &shape, WeightForm::F32).unwrap();
-        (name, weight.to_f32().unwrap())
-    };
-    let tensors: HashMap<_, _> = config.tensors().into_iter().map(load).collect();
-    let stock_config = stock::Config {
-        hidden_size: config.hidden_size,
-        intermediate_size: config.intermediate_size,
-        vocab_size: config.vocab_size,
-        num_hidden_layers: config.num_hidden_layers,
-        num_attention_heads: config.num_attention_heads,
-        num_key_value_heads: config.num_key_value_heads,
-        use_flash_attn: false,
-        rms_norm_eps: config.rms_norm_eps,
-        rope_theta: config.rope_theta as f32,
-        bos_token_id: None,
-        eos_token_id: None,
-        rope_scaling: config.rope_scaling.as_ref().map(|scaling| stock::Llama3RopeConfig {
-            factor: scaling.factor as f32,
-            low_freq_factor: scaling.low_freq_factor as f32,
-            high_freq_factor: scaling.high_freq_factor as f32,
-            original_max_position_embeddings: scaling.original_max_position_embeddings,
-            rope_type: stock::Llama3RopeType::Llama3,
-        }),
-        max_position_embeddings: config.max_position_embeddings,
-        tie_word_embeddings: config.tie_word_embeddings,
-    };
-    let builder = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-    let llama = stock::Llama::load(builder, &stock_config).unwrap();
+    let (llama, stock_config) = oracle::open(model);
     let mut cache = stock::Cache::new(true, DType::F32, &stock_config, &Device::Cpu).unwrap();
     let mut forward = |ids: &[u32], position| {
         let x = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();

@@ -143,16 +143,16 @@ impl PagedAttention {
                 let Some(split) = stretch.split else {
                     return task::run(isa, &operands, task, |token, head| slot(task, token, head));
                 };
-                let row = split.before * num_kv_heads + task.kv_head * split.count + split.index;
+                let row = split.row(task.kv_head, num_kv_heads);
                 // SAFETY: a split's row is its own; the buffer is as alive as `out`.
                 let sums = unsafe { splits.slot(row, 0, split_len) };
                 task::run_split(isa, &operands, task, split.index, sums);
             });
             for stretch in &stretches {
-                let Some(Split { index: 0, count, before }) = stretch.split else { continue };
+                let Some(split @ Split { index: 0, count, .. }) = stretch.split else { continue };
                 for kv_head in 0..num_kv_heads {
                     let task = Task { kv_head, ..stretch.task };
-                    let first = (before * num_kv_heads + kv_head * count) * split_len;
+                    let first = split.row(kv_head, num_kv_heads) * split_len;
                     let splits = &mut buffer[first..first + count * split_len];
                     task::join(isa, &operands, task, splits, |token, head| slot(task, token, head));
                 }
@@ -206,6 +206,13 @@ struct Split {
     /// Splits of this stretch, and of those before it.
     count: usize,
     before: usize,
+}
+
+impl Split {
+    /// Its row among what all splits of all heads make; those of a head are neighbours.
+    const fn row(self, kv_head: usize, num_kv_heads: usize) -> usize {
+        self.before * num_kv_heads + kv_head * self.count + self.index
+    }
 }
 
 /// Shares out the query tokens: a prompt in stretches of tokens, a decode by

@@ -8,8 +8,8 @@ use super::kernel::{Element, HALF, ScoreTile, TILE, ValueTile};
 use super::partial::{Partial, SPLIT, scale_to};
 use super::softmax::{Seen, Softmax, update_rows};
 use crate::infer::kv::BlockId;
-use crate::infer::ops::activation::Activation;
-use crate::infer::ops::simd::{Isa, dispatch, pair_of, prefetch};
+use crate::infer::ops::activation::{Activation, round_to_pairs};
+use crate::infer::ops::simd::{Isa, prefetch};
 
 /// The layer's cache and the shapes of its heads.
 pub struct Operands<'a, E> {
@@ -59,6 +59,15 @@ const EIGHT: usize = 8;
 /// What a task works on, kept by its thread from one step to the next.
 #[derive(Debug, Default)]
 struct Scratch {
+    rows: Rows,
+    /// Two [`Partial`]s: of all keys so far, and of one split.
+    total: Vec<f32>,
+    split: Vec<f32>,
+}
+
+/// The rows of a task, and a tile of theirs.
+#[derive(Debug, Default)]
+struct Rows {
     /// `[rows][head_dim]`, scaled; a row is a query head of a token.
     q: Vec<f32>,
     /// `[rows][head_dim / 2]`: the same, rounded, if the kernels take pairs.
@@ -67,9 +76,6 @@ struct Scratch {
     scores: Vec<f32>,
     /// `[rows]`: by how much a row's sum shrinks when its maximum grows.
     rescale: Vec<f32>,
-    /// Two [`Partial`]s: of all keys so far, and of one split.
-    total: Vec<f32>,
-    split: Vec<f32>,
 }
 
 thread_local! {
@@ -84,24 +90,21 @@ pub fn run<'o, E: Element + Default, T: Activation>(
     task: Task<'_>,
     slot: impl FnMut(usize, usize) -> &'o mut [T],
 ) {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let (rows, head_dim) = (task.rows(operands), operands.head_dim);
-        scratch.load(isa, operands, task);
-        let Scratch { total, split, .. } = scratch;
-        let (mut total, mut split) = (std::mem::take(total), std::mem::take(split));
-        total.resize(Partial::len(rows, head_dim), 0.0);
-        split.resize(Partial::len(rows, head_dim), 0.0);
-        let mut sums = Partial::of(&mut total, rows, head_dim);
+    SCRATCH.with_borrow_mut(|Scratch { rows, total, split }| {
+        rows.load(isa, operands, task);
+        let (num_rows, head_dim) = (task.rows(operands), operands.head_dim);
+        total.resize(Partial::len(num_rows, head_dim), 0.0);
+        split.resize(Partial::len(num_rows, head_dim), 0.0);
+        let mut sums = Partial::of(total, num_rows, head_dim);
         let end = task.position + task.num_tokens;
-        attend(isa, operands, task, 0..SPLIT.min(end), scratch, &mut sums);
+        attend(isa, operands, task, 0..SPLIT.min(end), rows, &mut sums);
         for start in (SPLIT..end).step_by(SPLIT) {
-            let mut later = Partial::of(&mut split, rows, head_dim);
+            let mut later = Partial::of(split, num_rows, head_dim);
             let first =
-                attend(isa, operands, task, start..end.min(start + SPLIT), scratch, &mut later);
+                attend(isa, operands, task, start..end.min(start + SPLIT), rows, &mut later);
             sums.join(isa, &later, first);
         }
         write(isa, operands, task, &sums, slot);
-        (scratch.total, scratch.split) = (total, split);
     });
 }
 
@@ -115,9 +118,9 @@ pub fn run_split<E: Element + Default>(
 ) {
     let mut sums = Partial::of(buffer, task.rows(operands), operands.head_dim);
     let end = (task.position + task.num_tokens).min((split + 1) * SPLIT);
-    SCRATCH.with_borrow_mut(|scratch| {
-        scratch.load(isa, operands, task);
-        attend(isa, operands, task, split * SPLIT..end, scratch, &mut sums);
+    SCRATCH.with_borrow_mut(|Scratch { rows, .. }| {
+        rows.load(isa, operands, task);
+        attend(isa, operands, task, split * SPLIT..end, rows, &mut sums);
     });
 }
 
@@ -158,10 +161,10 @@ fn attend<E: Element + Default>(
     operands: &Operands<'_, E>,
     task: Task<'_>,
     positions: Range<usize>,
-    scratch: &mut Scratch,
+    rows: &mut Rows,
     sums: &mut Partial<'_>,
 ) -> usize {
-    let (rows, head_dim, group) = (task.rows(operands), operands.head_dim, operands.group());
+    let (head_dim, group) = (operands.head_dim, operands.group());
     sums.reset();
     let last = task.position + task.num_tokens;
     for tile in positions.clone().step_by(TILE) {
@@ -169,8 +172,8 @@ fn attend<E: Element + Default>(
         let keys = Keys::of(operands, task, tile, end - tile);
         prefetch_tile(operands, task, end..last.min(end + TILE));
         let first = task.rows_before(tile, operands);
-        let count = rows - first;
-        let Scratch { q, q_pairs, scores, rescale, .. } = &mut *scratch;
+        let count = task.rows(operands) - first;
+        let Rows { q, q_pairs, scores, rescale } = &mut *rows;
         let score_tile = ScoreTile {
             q: q[first * head_dim..].as_ptr(),
             q_pairs: q_pairs.as_ptr().wrapping_add(first * head_dim / 2),
@@ -217,7 +220,7 @@ fn write<'o, E, T: Activation>(
     }
 }
 
-impl Scratch {
+impl Rows {
     /// Copies the task's queries, and makes room for its rows.
     fn load<E: Element>(&mut self, isa: Isa, operands: &Operands<'_, E>, task: Task<'_>) {
         let (rows, head_dim, group) = (task.rows(operands), operands.head_dim, operands.group());
@@ -234,17 +237,6 @@ impl Scratch {
             self.q_pairs.resize(rows * head_dim / 2, 0);
             round_to_pairs(isa, &self.q, &mut self.q_pairs);
         }
-    }
-}
-
-fn round_to_pairs(isa: Isa, values: &[f32], pairs: &mut [u32]) {
-    dispatch!(isa, rounded(values: &[f32], pairs: &mut [u32]));
-}
-
-#[inline(always)]
-fn rounded<const FUSED: bool>(values: &[f32], pairs: &mut [u32]) {
-    for (pair, [low, high]) in pairs.iter_mut().zip(values.as_chunks::<2>().0) {
-        *pair = pair_of(*low, *high);
     }
 }
 

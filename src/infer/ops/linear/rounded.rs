@@ -5,9 +5,9 @@ use std::cell::Cell;
 
 use half::bf16;
 
-use crate::infer::ops::activation::Activations;
+use crate::infer::ops::activation::{Activations, round_to_pairs};
 use crate::infer::ops::pool;
-use crate::infer::ops::simd::{Isa, dispatch, pair_of};
+use crate::infer::ops::simd::{Isa, dispatch};
 
 /// Elements of activations that one task rounds.
 const TASK_ELEMENTS: usize = 1 << 14;
@@ -108,25 +108,9 @@ fn to_pairs(isa: Isa, x: &[f32], width: usize, pairs: &mut Vec<u32>) {
     pool::for_each_chunk(pairs, rows_per_task * words, |task, pairs| {
         let x = &x[task * rows_per_task * width..];
         for (pairs, x) in pairs.chunks_exact_mut(words).zip(x.chunks_exact(width)) {
-            round_row(isa, x, pairs);
+            round_to_pairs(isa, x, pairs);
         }
     });
-}
-
-fn round_row(isa: Isa, values: &[f32], words: &mut [u32]) {
-    dispatch!(isa, pairs_of_row(values: &[f32], words: &mut [u32]));
-}
-
-/// Rounds a row to bf16, two to a word.
-#[inline(always)]
-pub fn pairs_of_row<const FUSED: bool>(values: &[f32], words: &mut [u32]) {
-    let (pairs, rest) = values.as_chunks::<2>();
-    for (word, [low, high]) in words.iter_mut().zip(pairs) {
-        *word = pair_of(*low, *high);
-    }
-    if let ([last], Some(word)) = (rest, words.last_mut()) {
-        *word = pair_of(*last, 0.0);
-    }
 }
 
 /// [`BLOCK`] activations of a row rounded to bytes, as llama.cpp's Q8_1 does:
