@@ -14,6 +14,8 @@ pub mod batch;
 mod command;
 pub mod config;
 pub mod core;
+#[cfg(any(feature = "cuda", test))]
+pub mod cuda;
 mod engine_thread;
 pub mod error;
 pub mod generation;

@@ -1,0 +1,7 @@
+//! What each kernel of `kernels/` is launched with. Each file here checks the
+//! arguments of the `.cu` file of its name, and tests it against the CPU op
+//! that defines it.
+
+pub mod rms_norm;
+
+pub use rms_norm::rms_norm;

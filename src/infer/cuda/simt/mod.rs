@@ -1,0 +1,41 @@
+//! Runs launches on the host: a kernel's `.cu` file compiled by the C++ compiler
+//! behind `kernels/simt`, each CUDA thread a fiber. Kernels run under several
+//! orders of their threads, which a correct one does not notice.
+
+mod library;
+mod mutant;
+mod sanitizer;
+mod values;
+
+pub(super) use mutant::survives;
+pub(super) use sanitizer::sanitized;
+pub(super) use values::Values;
+
+use super::{Launch, View};
+
+/// Orders of `kAllOrders` in `kernels/simt/simt.h`.
+const NUM_ORDERS: i32 = 4;
+
+/// What `launches` make of `buffers`, the same bits in every order of threads.
+///
+/// # Panics
+/// When threads diverge at a synchronisation, or an order gives other bits.
+pub(super) fn every_order<const N: usize>(
+    buffers: [Values; N],
+    launches: impl Fn([View; N]) -> Vec<Launch>,
+) -> [Values; N] {
+    let run = |order| {
+        let buffers = buffers.clone();
+        for launch in launches(std::array::from_fn(|index| buffers[index].view())) {
+            library::launch(&launch, order);
+        }
+        buffers
+    };
+    let first = run(0);
+    for order in 1..NUM_ORDERS {
+        for (index, (a, b)) in first.iter().zip(&run(order)).enumerate() {
+            assert!(a.bytes() == b.bytes(), "buffer {index} differs between orders 0 and {order}");
+        }
+    }
+    first
+}
