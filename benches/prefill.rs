@@ -56,7 +56,7 @@ fn prefill(c: &mut Criterion) {
         // Attention is computed in f32; bytes have no peak of their own here.
         let peak = match dtype {
             ComputeDtype::F32 => Some(f32_peak),
-            ComputeDtype::Bf16 => bf16_peak,
+            ComputeDtype::Bf16 | ComputeDtype::F16 => bf16_peak,
             ComputeDtype::Quantized => None,
         };
         for len in LENS {

@@ -3,7 +3,7 @@
 use yardstick::catalog::{self, LocateOptions, Located};
 use yardstick::clock::Clock;
 use yardstick::infer::weights::{self, OpenModel};
-use yardstick::infer::{ComputeDtype, EngineConfig, EngineCore, ModelConfig};
+use yardstick::infer::{ComputeDevice, ComputeDtype, EngineConfig, EngineCore, ModelConfig};
 
 /// Where the model is.
 ///
@@ -31,6 +31,7 @@ pub fn core(model: &OpenModel, dtype: ComputeDtype, max_model_len: usize) -> Eng
     let config = EngineConfig {
         max_model_len: Some(max_model_len),
         dtype: Some(dtype),
+        device: Some(ComputeDevice::Cpu),
         ..EngineConfig::default()
     };
     EngineCore::new(&model.config, &*model.weights, &config, Clock::real())
@@ -39,7 +40,7 @@ pub fn core(model: &OpenModel, dtype: ComputeDtype, max_model_len: usize) -> Eng
 
 /// What is computed of these weights unless something else is asked for.
 pub fn auto_dtype(model: &OpenModel) -> ComputeDtype {
-    ComputeDtype::resolve(None, &model.weights.stored_dtype())
+    ComputeDtype::resolve(None, &model.weights.stored_dtype(), ComputeDevice::Cpu)
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -48,7 +49,7 @@ pub fn dtypes(model: &OpenModel) -> Vec<ComputeDtype> {
     let stored = model.weights.stored_dtype();
     [ComputeDtype::F32, ComputeDtype::Bf16, ComputeDtype::Quantized]
         .into_iter()
-        .filter(|dtype| ComputeDtype::resolve(Some(*dtype), &stored).is_ok())
+        .filter(|dtype| ComputeDtype::resolve(Some(*dtype), &stored, ComputeDevice::Cpu).is_ok())
         .collect()
 }
 

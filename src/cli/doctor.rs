@@ -4,13 +4,13 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::embedded::CUDA_ABSENT;
 use super::{ExitStatus, Global, output};
 use crate::catalog::card::DEFAULT_MODEL;
 use crate::catalog::{LocateOptions, find_card, locate};
 use crate::clock::Clock;
 use crate::engine::discover;
 use crate::hardware;
+use crate::infer::device::{CudaDevice, cuda_devices};
 use crate::record::Machine;
 use crate::units::format_bytes;
 
@@ -39,10 +39,18 @@ struct Report {
     gaps: Vec<Gap>,
 }
 
+/// What the embedded engine can compute on beside the processors.
 #[derive(Debug, Serialize)]
 struct Cuda {
     available: bool,
-    reason: &'static str,
+    /// Name, compute capability and memory of each device.
+    devices: Vec<String>,
+    /// CUDA version that the driver serves.
+    driver: Option<String>,
+    /// Why there is none.
+    reason: Option<String>,
+    /// What to do about it.
+    advice: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,7 +89,7 @@ impl Doctor {
         let report = Report {
             yardstick_version: env!("CARGO_PKG_VERSION"),
             machine,
-            cuda: Cuda { available: false, reason: CUDA_ABSENT },
+            cuda: Cuda::find(),
             engines,
             model,
             gaps,
@@ -202,7 +210,7 @@ impl Report {
         if let Some(driver) = machine.notes.get("nvidia_driver") {
             lines.push(("driver", driver.clone()));
         }
-        lines.push(("cuda", format!("not available: {}", self.cuda.reason)));
+        lines.extend(self.cuda.lines().into_iter().map(|line| ("cuda", line)));
         for engine in &self.engines {
             lines.push(("engine", format!("{} at {}", engine.name, engine.place())));
         }
@@ -218,6 +226,47 @@ impl Report {
         }
         text
     }
+}
+
+impl Cuda {
+    fn find() -> Self {
+        match cuda_devices() {
+            Ok(devices) => Self {
+                available: true,
+                driver: devices.first().map(|device| version(device.driver_version)),
+                devices: devices.iter().map(describe).collect(),
+                reason: None,
+                advice: None,
+            },
+            Err(absent) => Self {
+                available: false,
+                driver: None,
+                devices: Vec::new(),
+                reason: Some(absent.to_string()),
+                advice: Some(absent.advice()),
+            },
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        if let (Some(reason), Some(advice)) = (&self.reason, self.advice) {
+            return vec![format!("not available: {reason}"), advice.to_owned()];
+        }
+        let driver = self.driver.as_deref().unwrap_or("unknown");
+        let devices = self.devices.iter().enumerate();
+        devices.map(|(n, device)| format!("cuda:{n} {device}, driver for CUDA {driver}")).collect()
+    }
+}
+
+fn describe(device: &CudaDevice) -> String {
+    let (major, minor) = device.capability;
+    let memory = format_bytes(device.total_bytes);
+    format!("{}, compute capability {major}.{minor}, {memory}", device.name)
+}
+
+/// Such as 13.0 of 13000.
+fn version(number: u32) -> String {
+    format!("{}.{}", number / 1000, number % 1000 / 10)
 }
 
 impl FoundEngine {

@@ -11,7 +11,7 @@ use super::progress::DownloadProgress;
 use crate::catalog::card::DEFAULT_MODEL;
 use crate::catalog::{LocateOptions, Located, locate};
 use crate::clock::Clock;
-use crate::infer::{ComputeDtype, EngineConfig, EngineHost, KvBudget};
+use crate::infer::{ComputeDevice, ComputeDtype, EngineConfig, EngineHost, InferError, KvBudget};
 use crate::units;
 
 /// Seed of dummy weights where the verb's own seed means something else.
@@ -27,16 +27,6 @@ pub enum LoadFormat {
     Dummy,
 }
 
-/// Where the model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Device {
-    /// This machine's processors
-    #[default]
-    Cpu,
-    /// An NVIDIA GPU; this build has no support for it
-    Cuda,
-}
-
 /// What the linear layers compute in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Dtype {
@@ -47,6 +37,8 @@ pub enum Dtype {
     F32,
     /// Weights, activations, K and V rounded to bf16, sums in f32
     Bf16,
+    /// The same in IEEE's half precision; on CUDA devices
+    F16,
     /// GGUF blocks multiplied as they are, activations rounded to 8 bits
     Quantized,
 }
@@ -64,9 +56,10 @@ pub struct EmbeddedArgs {
     /// Look for the model only on this machine
     #[arg(long)]
     offline: bool,
-    /// Where the model runs
-    #[arg(long, value_enum, default_value_t)]
-    device: Device,
+    /// Where the model runs: auto, cpu, cuda, or cuda:N for another than the first GPU;
+    /// auto is cuda where this build has it and a GPU answers, else cpu
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
+    device: DeviceChoice,
     /// What the linear layers compute in
     #[arg(long, value_enum, default_value_t)]
     dtype: Dtype,
@@ -76,12 +69,20 @@ pub struct EmbeddedArgs {
     /// Tokens in a KV block
     #[arg(long, value_name = "N", default_value = "16")]
     block_size: NonZeroUsize,
-    /// KV pool in blocks [default: a few sequences of the model's length, at most 1 GiB]
+    /// KV pool in blocks [default on the CPU: a few sequences of the model's length, at most
+    /// 1 GiB; on a GPU what gpu-memory-utilization leaves]
     #[arg(long, value_name = "N", conflicts_with = "kv_memory")]
     kv_blocks: Option<NonZeroUsize>,
     /// KV pool in bytes, such as 512MiB
     #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
     kv_memory: Option<u64>,
+    /// Share of a GPU's memory that may be in use, others' included, once the KV pool has
+    /// taken what is left of it
+    #[arg(long, value_name = "SHARE", default_value = "0.9")]
+    gpu_memory_utilization: f64,
+    /// Submit every operation of a GPU's decode step, instead of replaying the step as a graph
+    #[arg(long)]
+    no_cuda_graphs: bool,
     /// Sequences in one step
     #[arg(long, value_name = "N", default_value = "64")]
     max_num_seqs: NonZeroUsize,
@@ -126,12 +127,12 @@ impl EmbeddedArgs {
     /// Finds the model, downloading it where it must, and opens it.
     ///
     /// # Errors
-    /// When the device is not built in, the model cannot be found, its files
+    /// When the device is not there, the model cannot be found, its files
     /// are damaged, or the settings do not fit it.
     pub fn open(&self, clock: &Clock) -> anyhow::Result<Opened> {
-        if self.device == Device::Cuda {
-            return Err(cuda_failure().into());
-        }
+        let DeviceChoice(device) = self.device;
+        // Before anything is downloaded for it.
+        ComputeDevice::resolve(device).map_err(unavailable)?;
         let mut progress = DownloadProgress::new();
         let dummy = (self.load_format == LoadFormat::Dummy).then_some(DUMMY_SEED);
         let options = LocateOptions { dummy, offline: self.offline };
@@ -153,11 +154,15 @@ impl EmbeddedArgs {
             max_num_seqs: self.max_num_seqs.get(),
             max_num_batched_tokens: self.max_num_batched_tokens.get(),
             enable_prefix_caching: !self.no_prefix_caching,
+            device: self.device.0,
+            gpu_memory_utilization: self.gpu_memory_utilization,
+            cuda_graphs: !self.no_cuda_graphs,
             threads: self.threads.map(NonZeroUsize::get),
             dtype: match self.dtype {
                 Dtype::Auto => None,
                 Dtype::F32 => Some(ComputeDtype::F32),
                 Dtype::Bf16 => Some(ComputeDtype::Bf16),
+                Dtype::F16 => Some(ComputeDtype::F16),
                 Dtype::Quantized => Some(ComputeDtype::Quantized),
             },
             ..EngineConfig::default()
@@ -181,13 +186,20 @@ pub async fn load(host: &EngineHost, cancel: &CancellationToken) -> anyhow::Resu
     }
 }
 
-/// Why no build of this version runs on a GPU.
-pub const CUDA_ABSENT: &str =
-    "this version's embedded engine has CPU kernels only, CUDA kernels are not written yet";
+/// What `--device` names; `None` is for the engine to choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct DeviceChoice(Option<ComputeDevice>);
 
-fn cuda_failure() -> Failure {
-    Failure::new(format!("device cuda is not available: {CUDA_ABSENT}")).with_hint(
-        "leave --device out to run on the CPU; engines that use the GPU can be measured over HTTP \
-         with `yardstick run --engine vllm` or `--engine ollama`",
+fn device(text: &str) -> Result<DeviceChoice, String> {
+    match text {
+        "auto" => Ok(DeviceChoice(None)),
+        other => other.parse().map(|device| DeviceChoice(Some(device))),
+    }
+}
+
+fn unavailable(error: InferError) -> Failure {
+    Failure::new(error.to_string()).with_hint(
+        "leave --device out to run on what there is; engines that use the GPU can be measured over \
+         HTTP with `yardstick run --engine vllm` or `--engine ollama`",
     )
 }

@@ -122,18 +122,28 @@ fn config(spec: &EngineSpec) -> Result<EngineConfig, EngineError> {
         None | Some("auto") => None,
         Some("f32") => Some(ComputeDtype::F32),
         Some("bf16") => Some(ComputeDtype::Bf16),
+        Some("f16") => Some(ComputeDtype::F16),
         Some("quantized") => Some(ComputeDtype::Quantized),
         Some(other) => return Err(refused(spec, &format!("dtype `{other}` is not known"))),
     };
+    let device = match spec.setting("device") {
+        None | Some("auto") => None,
+        Some(name) => Some(name.parse().map_err(|error: String| refused(spec, &error))?),
+    };
+    let switch = |key: &str, default| spec.setting(key).map_or(default, |value| value == "true");
     Ok(EngineConfig {
         max_model_len: spec.number("max_model_len"),
         block_size: number("block_size", default.block_size),
         kv,
         max_num_seqs: number("max_num_seqs", default.max_num_seqs),
         max_num_batched_tokens: number("max_num_batched_tokens", default.max_num_batched_tokens),
-        enable_prefix_caching: spec
-            .setting("enable_prefix_caching")
-            .map_or(default.enable_prefix_caching, |value| value == "true"),
+        enable_prefix_caching: switch("enable_prefix_caching", default.enable_prefix_caching),
+        cuda_graphs: switch("cuda_graphs", default.cuda_graphs),
+        gpu_memory_utilization: spec
+            .setting("gpu_memory_utilization")
+            .and_then(|share| share.parse().ok())
+            .unwrap_or(default.gpu_memory_utilization),
+        device,
         threads: spec.number("threads"),
         dtype,
         ..default

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use url::Url;
 
+use crate::infer::ComputeDevice;
+
 /// The kinds of engine that yardstick drives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -63,7 +65,13 @@ impl EngineKind {
                 ("max_num_batched_tokens", "tokens in one step"),
                 ("enable_prefix_caching", "true (default), or false to compute every prompt whole"),
                 ("threads", "threads that compute, one for each core if absent"),
-                ("dtype", "auto (default, as the weights are stored), f32, bf16, or quantized"),
+                ("device", "auto (default, a GPU where there is one), cpu, cuda, or cuda:N"),
+                (
+                    "dtype",
+                    "auto (default, as the weights are stored), f32, bf16, f16, or quantized",
+                ),
+                ("gpu_memory_utilization", "share of a GPU's memory that may be in use, 0.9"),
+                ("cuda_graphs", "true (default), or false to submit every operation of a step"),
                 ("load_format", "auto, or dummy for seeded weights of the right shapes"),
                 ("model", "card name or path, if not the run's"),
             ],
@@ -220,9 +228,17 @@ impl EngineSpec {
                     (!positive).then(|| "a positive whole number".to_owned())
                 }
                 "kv_memory" => crate::units::parse_bytes(value).err(),
-                "enable_prefix_caching" => one_of(value, &["true", "false"]),
+                "enable_prefix_caching" | "cuda_graphs" => one_of(value, &["true", "false"]),
+                "gpu_memory_utilization" => {
+                    let share = value.parse::<f64>().is_ok_and(|share| share > 0.0 && share <= 1.0);
+                    (!share).then(|| "a number above 0, at most 1".to_owned())
+                }
+                "device" => {
+                    let known = value == "auto" || value.parse::<ComputeDevice>().is_ok();
+                    (!known).then(|| "auto, cpu, cuda, or cuda:N".to_owned())
+                }
                 "transport" => one_of(value, &["channel", "http"]),
-                "dtype" => one_of(value, &["auto", "f32", "bf16", "quantized"]),
+                "dtype" => one_of(value, &["auto", "f32", "bf16", "f16", "quantized"]),
                 "load_format" => one_of(value, &["auto", "dummy"]),
                 _ => value.is_empty().then(|| "a value that is not empty".to_owned()),
             };

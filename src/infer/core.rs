@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-
 use super::batch::Batch;
-use super::kv::{BlockError, KvCache, KvSizing};
+use super::device::ComputeDevice;
+use super::kv::{BlockError, KvSizing};
 use super::model::{Llama, Model, WeightMemory};
 use super::ops::pool::Pool;
-use super::readout;
+use super::placement::Placement;
+use super::runner::{CpuRunner, Runner};
 use super::sampler::SampleError;
 use super::scheduler::{Chunk, Scheduler, SchedulerLimits};
 use super::sequence::{Sequence, SequenceId};
@@ -19,11 +19,9 @@ use crate::clock::{Clock, Timestamp};
 
 /// The engine: scheduler, KV blocks, model and sampler behind `add_request`, `step` and `abort`.
 pub struct EngineCore {
-    model: Box<dyn Model>,
+    runner: Box<dyn Runner>,
     model_config: ModelConfig,
-    cache: KvCache,
     scheduler: Scheduler,
-    pool: Arc<Pool>,
     clock: Clock,
     next_id: SequenceId,
     weights_loaded_at: Timestamp,
@@ -44,12 +42,35 @@ impl EngineCore {
         config: &EngineConfig,
         clock: Clock,
     ) -> Result<Self, InferError> {
-        let dtype = ComputeDtype::resolve(config.dtype, &weights.stored_dtype())?;
-        let sizing = KvSizing::new(config, dtype, model_config)?;
-        let pool = pool(config)?;
-        let load = || Llama::load(model_config, weights, dtype, sizing.max_model_len);
-        let model = pool.install(load)?;
-        Self::assemble(Box::new(model), pool, sizing, model_config, config, clock)
+        let placement = Placement::resolve(config, model_config, &weights.stored_dtype())?;
+        Self::placed(model_config, weights, config, &placement, clock)
+    }
+
+    /// As [`EngineCore::new`], where the placement has been settled before.
+    ///
+    /// # Errors
+    /// As [`EngineCore::new`].
+    pub(super) fn placed(
+        model_config: &ModelConfig,
+        weights: &dyn WeightSource,
+        config: &EngineConfig,
+        placement: &Placement,
+        clock: Clock,
+    ) -> Result<Self, InferError> {
+        let Placement { device, dtype, sizing } = *placement;
+        let (runner, weights_loaded_at): (Box<dyn Runner>, _) = match device {
+            ComputeDevice::Cpu => {
+                let pool = pool(config)?;
+                let load = || Llama::load(model_config, weights, dtype, sizing.max_model_len);
+                let model = Box::new(pool.install(load)?);
+                let loaded_at = clock.now();
+                (Box::new(CpuRunner::new(model, model_config, &sizing, pool)?), loaded_at)
+            }
+            ComputeDevice::Cuda(number) => {
+                cuda_runner(number, model_config, weights, config, placement, &clock)?
+            }
+        };
+        Ok(Self::assemble(runner, weights_loaded_at, &sizing, model_config, config, clock))
     }
 
     /// The engine around any model whose shape `model_config` gives: it decides
@@ -65,33 +86,30 @@ impl EngineCore {
         clock: Clock,
     ) -> Result<Self, InferError> {
         let dtype = config.dtype.unwrap_or(ComputeDtype::F32);
-        let sizing = KvSizing::new(config, dtype, model_config)?;
-        Self::assemble(model, pool(config)?, sizing, model_config, config, clock)
+        let sizing = KvSizing::new(config, dtype, model_config, None)?;
+        let loaded_at = clock.now();
+        let runner = CpuRunner::new(model, model_config, &sizing, pool(config)?)?;
+        Ok(Self::assemble(Box::new(runner), loaded_at, &sizing, model_config, config, clock))
     }
 
     fn assemble(
-        model: Box<dyn Model>,
-        pool: Arc<Pool>,
-        sizing: KvSizing,
+        runner: Box<dyn Runner>,
+        weights_loaded_at: Timestamp,
+        sizing: &KvSizing,
         model_config: &ModelConfig,
         config: &EngineConfig,
         clock: Clock,
-    ) -> Result<Self, InferError> {
-        let weights_loaded_at = clock.now();
-        let cache = KvCache::new(&sizing, model_config, &Device::Cpu)?;
-        keep_freed_memory();
-        Ok(Self {
-            model,
-            pool,
-            cache,
-            scheduler: Scheduler::new(SchedulerLimits::new(config, &sizing)),
+    ) -> Self {
+        Self {
+            runner,
+            scheduler: Scheduler::new(SchedulerLimits::new(config, sizing)),
             model_config: model_config.clone(),
             clock,
             next_id: 0,
             weights_loaded_at,
             #[cfg(test)]
             panic_in_next_step: false,
-        })
+        }
     }
 
     /// Queues a request, all of its samples under one id.
@@ -155,7 +173,7 @@ impl EngineCore {
     /// Bytes of the model's weights in memory.
     #[must_use]
     pub fn weight_memory(&self) -> WeightMemory {
-        self.model.memory()
+        self.runner.weight_memory()
     }
 
     /// Schedules, computes, scores and samples once. Sequences that end, or
@@ -181,11 +199,11 @@ impl EngineCore {
         let batch = Batch::new(&self.scheduler, &chunks)?;
         #[cfg(test)]
         assert!(!std::mem::take(&mut self.panic_in_next_step), "a panic in a step, as ordered");
-        let logits = self.pool.install(|| self.model.forward(&batch, &self.cache))?;
+        self.runner.start(&batch, self.scheduler.running(), &chunks)?;
         for chunk in &chunks {
             self.scheduler.advance(*chunk);
         }
-        let (scores, outputs) = self.read_logits(&chunks, logits.as_ref())?;
+        let (scores, outputs) = self.finish_step(&chunks)?;
         for output in &outputs {
             if output.result.as_ref().map_or(true, |drawn| drawn.stop.is_some()) {
                 self.scheduler.remove_sample(output.id, output.sample)?;
@@ -219,25 +237,12 @@ impl EngineCore {
         num_prefill_tokens
     }
 
-    /// Scores prompts and draws tokens from `logits`, `[rows, vocab]`.
-    fn read_logits(
+    /// Ends the step: scores of prompts, and drawn tokens appended to their sequences.
+    fn finish_step(
         &mut self,
         chunks: &[Chunk],
-        logits: Option<&Tensor>,
     ) -> Result<(Vec<PromptScores>, Vec<StepOutput>), InferError> {
-        let storage = logits.map(Tensor::storage_and_layout);
-        let rows: &[f32] = match &storage {
-            None => &[],
-            Some((storage, layout)) => match (&**storage, layout.contiguous_offsets()) {
-                (candle_core::Storage::Cpu(cpu), Some((start, end))) => {
-                    &cpu.as_slice::<f32>()?[start..end]
-                }
-                _ => return Err(InferError::Internal("logits are not in host memory".to_owned())),
-            },
-        };
-        let vocab_size = self.model_config.vocab_size;
-        let running = self.scheduler.running();
-        let readouts = readout::read(&self.pool, running, chunks, rows, vocab_size)?;
+        let readouts = self.runner.finish(self.scheduler.running(), chunks)?;
         let mut scores = Vec::new();
         let mut outputs = Vec::with_capacity(chunks.len());
         for (chunk, readout) in chunks.iter().zip(readouts) {
@@ -285,21 +290,35 @@ fn output(sequence: &Sequence, result: Result<DrawnToken, InferError>) -> StepOu
     }
 }
 
-/// Has the allocator keep what a step frees for the next one. glibc returns
-/// blocks from 128 KiB up to the system at once, and the next step pays for
-/// their pages again, until a larger one was freed: then it keeps all up to
-/// that size, of 32 MiB at most (`mallopt(3)`, dynamic mmap threshold). Whether
-/// loading frees such a one is chance. Other allocators take no notice.
-fn keep_freed_memory() {
-    const LARGEST: usize = 31 << 20;
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));
-}
-
 fn pool(config: &EngineConfig) -> Result<Arc<Pool>, InferError> {
     let threads = config.num_threads();
     let pool = Pool::new(threads)
         .map_err(|error| InferError::Config(format!("no {threads} threads: {error}")))?;
     Ok(Arc::new(pool))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_runner(
+    number: usize,
+    model_config: &ModelConfig,
+    weights: &dyn WeightSource,
+    config: &EngineConfig,
+    placement: &Placement,
+    clock: &Clock,
+) -> Result<(Box<dyn Runner>, Timestamp), InferError> {
+    super::cuda::runner(number, model_config, weights, config, placement, clock)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_runner(
+    _: usize,
+    _: &ModelConfig,
+    _: &dyn WeightSource,
+    _: &EngineConfig,
+    _: &Placement,
+    _: &Clock,
+) -> Result<(Box<dyn Runner>, Timestamp), InferError> {
+    Err(InferError::Internal("a CUDA device in a build without CUDA".to_owned()))
 }
 
 impl From<SampleError> for InferError {
@@ -317,6 +336,8 @@ impl From<BlockError> for InferError {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use candle_core::{Device, Tensor};
 
     use super::*;
     use crate::infer::KvBudget;

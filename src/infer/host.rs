@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use super::command::Command;
 use super::engine_thread::EngineThread;
 pub use super::generation::{Generation, GenerationEvent, RequestTimings, TokenLogprobs};
-use super::kv::KvSizing;
 use super::live::Submission;
+use super::placement::Placement;
 use super::scheduler::SchedulerLimits;
 use super::telemetry::{self, LoadPhase, LoadPhaseKind, ResidentBytes, Telemetry};
 use super::weights::{self, OpenModel, StoredDtype};
@@ -40,13 +40,12 @@ pub(super) struct Shared {
     pub(super) config: EngineConfig,
     pub(super) clock: Clock,
     limits: SchedulerLimits,
-    sizing: KvSizing,
+    /// Device, precision and pool, settled once: reloads are alike.
+    pub(super) placement: Placement,
     /// How long it took to open the model, where this opened it.
     pub(super) opened: Option<LoadPhase>,
     stored_dtype: StoredDtype,
     stored_bytes: u64,
-    /// What is computed in, whether it was asked for or goes with the weights.
-    dtype: ComputeDtype,
     /// Samples submitted and not ended: what bounds the queue.
     live: AtomicUsize,
     status: Mutex<HostStatus>,
@@ -86,22 +85,20 @@ impl EngineHost {
         opened: Option<LoadPhase>,
     ) -> Result<Self, InferError> {
         let stored_dtype = model.weights.stored_dtype();
-        let dtype = ComputeDtype::resolve(config.dtype, &stored_dtype)?;
-        let sizing = KvSizing::new(&config, dtype, &model.config)?;
-        let num_blocks = sizing.num_blocks;
+        let placement = Placement::resolve(&config, &model.config, &stored_dtype)?;
+        let num_blocks = placement.sizing.num_blocks;
         let status =
             HostStatus { num_free_blocks: num_blocks, num_blocks, ..HostStatus::default() };
-        let limits = SchedulerLimits::new(&config, &sizing);
+        let limits = SchedulerLimits::new(&config, &placement.sizing);
         let shared = Arc::new(Shared {
             tokenizer: model.tokenizer,
             model_config: model.config,
             stored_dtype,
             stored_bytes: model.weights.stored_bytes(),
-            dtype,
             config,
             clock,
             limits,
-            sizing,
+            placement,
             opened,
             live: AtomicUsize::new(0),
             status: Mutex::new(status),
@@ -218,12 +215,13 @@ impl EngineHost {
 
     /// The settings in force, numbers resolved: `max_model_len`, `block_size`,
     /// `num_blocks`, `kv_bytes`, `max_num_seqs`, `max_num_batched_tokens`,
-    /// `max_queue`, `enable_prefix_caching`, `dtype` (computed in), `dtype_from` (`weights`, or
+    /// `max_queue`, `enable_prefix_caching`, `device`, `dtype` (computed in), `dtype_from` (`weights`, or
     /// `setting` if it was asked for), `weights` (as stored, `dummy` for noise), `weight_bytes` (as
     /// stored) and `threads`. All are known without loading.
     #[must_use]
     pub fn settings(&self) -> BTreeMap<String, String> {
-        let Shared { sizing, config, dtype, stored_dtype, stored_bytes, .. } = &*self.shared;
+        let Shared { placement, config, stored_dtype, stored_bytes, .. } = &*self.shared;
+        let Placement { device, dtype, sizing } = placement;
         let dtype_from = if config.dtype.is_some() { "setting" } else { "weights" };
         let numbers = [
             ("max_model_len", sizing.max_model_len as u64),
@@ -237,6 +235,7 @@ impl EngineHost {
             ("threads", config.num_threads() as u64),
         ];
         let words = [
+            ("device", device.to_string()),
             ("dtype", dtype.to_string()),
             ("dtype_from", dtype_from.to_owned()),
             ("weights", stored_dtype.to_string()),
@@ -253,20 +252,23 @@ impl EngineHost {
     /// Longest sequence it accepts, in tokens.
     #[must_use]
     pub fn max_model_len(&self) -> usize {
-        self.shared.sizing.max_model_len
+        self.shared.placement.sizing.max_model_len
     }
 
     /// Name of the precision the weights are computed in, such as `bf16`,
     /// `f32 (from Q4_1)`, or `Q4_1` as llama.cpp and Ollama call their own.
     #[must_use]
     pub fn precision(&self) -> String {
-        let Shared { dtype, stored_dtype: stored, .. } = &*self.shared;
+        let Shared { placement, stored_dtype: stored, .. } = &*self.shared;
+        let dtype = placement.dtype;
         match (dtype, stored) {
             (_, StoredDtype::Noise) => format!("{dtype} (dummy)"),
-            (ComputeDtype::F32, StoredDtype::F32) | (ComputeDtype::Bf16, StoredDtype::Bf16) => {
-                dtype.to_string()
+            (ComputeDtype::F32, StoredDtype::F32)
+            | (ComputeDtype::Bf16, StoredDtype::Bf16)
+            | (ComputeDtype::F16, StoredDtype::F16) => dtype.to_string(),
+            (ComputeDtype::F32 | ComputeDtype::Bf16 | ComputeDtype::F16, _) => {
+                format!("{dtype} (from {stored})")
             }
-            (ComputeDtype::F32 | ComputeDtype::Bf16, _) => format!("{dtype} (from {stored})"),
             (ComputeDtype::Quantized, _) => stored.to_string(),
         }
     }
@@ -307,7 +309,7 @@ impl Shared {
     }
 
     pub(super) const fn kv_bytes(&self) -> u64 {
-        self.sizing.total_bytes
+        self.placement.sizing.total_bytes
     }
 
     pub(super) fn tokenizer(&self) -> &Tokenizer {
@@ -320,7 +322,7 @@ impl Shared {
 
     /// The status of an engine without weights: the pool is as free as it will be.
     pub(super) fn unloaded_status(&self) -> HostStatus {
-        let num_blocks = self.sizing.num_blocks;
+        let num_blocks = self.placement.sizing.num_blocks;
         HostStatus { num_free_blocks: num_blocks, num_blocks, ..HostStatus::default() }
     }
 }

@@ -24,10 +24,10 @@ impl Loaded {
         weights: &dyn WeightSource,
         sink: Option<&Sink>,
     ) -> Result<Self, InferError> {
-        let Shared { model_config, config, clock, .. } = shared;
+        let Shared { model_config, config, placement, clock, .. } = shared;
         let resident_before = sink.and_then(Sink::resident_bytes);
         let started = clock.now();
-        let load = || EngineCore::new(model_config, weights, config, clock.clone());
+        let load = || EngineCore::placed(model_config, weights, config, placement, clock.clone());
         let core = catch_unwind(AssertUnwindSafe(load))
             .unwrap_or_else(|panic| Err(panicked("loading", panic.as_ref())))?;
         let ended = clock.now();

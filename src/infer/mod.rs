@@ -16,6 +16,7 @@ pub mod config;
 pub mod core;
 #[cfg(any(feature = "cuda", test))]
 pub mod cuda;
+pub mod device;
 mod engine_thread;
 pub mod error;
 pub mod generation;
@@ -25,7 +26,9 @@ mod live;
 mod loading;
 pub mod model;
 pub mod ops;
+pub mod placement;
 mod readout;
+mod runner;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
@@ -37,6 +40,7 @@ pub mod weights;
 
 pub use config::{ComputeDtype, EngineConfig, KvBudget};
 pub use core::EngineCore;
+pub use device::ComputeDevice;
 pub use error::InferError;
 pub use generation::{Generation, GenerationEvent};
 pub use host::{EngineHost, HostStatus};

@@ -40,7 +40,7 @@ pub(super) fn read(
         let mut take = |num_rows| logits.split_off(..num_rows * vocab_size).ok_or_else(broken);
         let scored = take(chunk.num_scored_rows)?;
         let drawn_from = take(usize::from(chunk.is_last && !sequence.is_score_only()))?;
-        rows.push(Rows { sequence, chunk: *chunk, scored, drawn_from });
+        rows.push(Rows { sequence, chunk: *chunk, scored, drawn_from, drawn: None });
     }
     let mut readouts: Vec<_> = rows.iter().map(|_| None).collect();
     pool.install(|| {
@@ -52,26 +52,35 @@ pub(super) fn read(
 }
 
 /// The logits of one chunk.
-struct Rows<'a> {
-    sequence: &'a Sequence,
-    chunk: Chunk,
+pub(super) struct Rows<'a> {
+    pub sequence: &'a Sequence,
+    pub chunk: Chunk,
     /// `[scored rows, vocab]`.
-    scored: &'a [f32],
-    /// `[vocab]`, or empty.
-    drawn_from: &'a [f32],
+    pub scored: &'a [f32],
+    /// `[vocab]`; empty where nothing is drawn, or is drawn already and nothing
+    /// is to be known about it.
+    pub drawn_from: &'a [f32],
+    /// The token, where the device has drawn it.
+    pub drawn: Option<u32>,
 }
 
 impl Rows<'_> {
-    fn read(&self, vocab_size: usize) -> Result<Readout, SampleError> {
+    /// # Errors
+    /// [`SampleError`] when a logit is NaN.
+    pub fn read(&self, vocab_size: usize) -> Result<Readout, SampleError> {
         let scores = self.score(vocab_size)?;
-        let drawn = if self.drawn_from.is_empty() { None } else { Some(self.draw()?) };
+        let draws = self.drawn.is_some() || !self.drawn_from.is_empty();
+        let drawn = if draws { Some(self.draw()?) } else { None };
         Ok(Readout { scores, drawn })
     }
 
     /// The next token and what was asked to be known about it.
     fn draw(&self) -> Result<DrawnToken, SampleError> {
         let Self { sequence, drawn_from: logits, .. } = self;
-        let id = sampler::sample(logits, &sequence.sampling, sequence.num_output_tokens())?;
+        let id = match self.drawn {
+            Some(id) => id,
+            None => sampler::sample(logits, &sequence.sampling, sequence.num_output_tokens())?,
+        };
         let logprobs = match sequence.logprobs {
             Some(count) => Some(sampler::logprobs(logits, id, count)?),
             None => None,

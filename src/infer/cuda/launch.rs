@@ -3,8 +3,7 @@
 
 use thiserror::Error;
 
-/// Most arguments that a kernel takes.
-const MAX_ARGS: usize = 24;
+use crate::infer::ComputeDtype;
 
 /// What a buffer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +23,19 @@ pub enum Element {
 }
 
 impl Element {
+    /// What matrices are multiplied as for a precision.
+    ///
+    /// # Errors
+    /// [`LaunchError`] for one that has no kernels.
+    pub fn of(dtype: ComputeDtype) -> Result<Self, LaunchError> {
+        match dtype {
+            ComputeDtype::F32 => Ok(Self::F32),
+            ComputeDtype::F16 => Ok(Self::F16),
+            ComputeDtype::Bf16 => Ok(Self::Bf16),
+            ComputeDtype::Quantized => Err(LaunchError("no kernels for quantized".to_owned())),
+        }
+    }
+
     /// Bytes of one.
     #[must_use]
     pub const fn num_bytes(self) -> usize {
@@ -48,6 +60,12 @@ pub struct View {
 }
 
 impl View {
+    /// Its length in bytes.
+    #[must_use]
+    pub const fn num_bytes(self) -> usize {
+        self.len * self.element.num_bytes()
+    }
+
     /// Elements `start..start + len`.
     ///
     /// # Errors
@@ -99,11 +117,14 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
-    args: [u64; MAX_ARGS],
+    args: [u64; Self::MAX_ARGS],
     num_args: usize,
 }
 
 impl Launch {
+    /// Most arguments that a kernel takes.
+    pub const MAX_ARGS: usize = 24;
+
     /// A launch without arguments yet.
     ///
     /// # Errors
@@ -129,7 +150,7 @@ impl Launch {
             grid: narrow(grid),
             block: narrow(block),
             shared_bytes: 0,
-            args: [0; MAX_ARGS],
+            args: [0; Self::MAX_ARGS],
             num_args: 0,
         })
     }
@@ -144,7 +165,7 @@ impl Launch {
     /// With one more argument: an address, or eight bytes.
     #[must_use]
     pub const fn arg(mut self, value: u64) -> Self {
-        assert!(self.num_args < MAX_ARGS, "a kernel with more arguments than fit");
+        assert!(self.num_args < Self::MAX_ARGS, "a kernel with more arguments than fit");
         self.args[self.num_args] = value;
         self.num_args += 1;
         self

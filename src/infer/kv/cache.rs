@@ -44,6 +44,7 @@ impl KvCache {
                 let shape = (layers, blocks, heads, rows, columns);
                 Tensor::from_vec(bits.reinterpret_into::<bf16>(), shape, device)
             }
+            KvElement::F16 => candle_core::bail!("the CPU keeps no K and V in f16"),
         };
         let k = zeros(model.head_dim, sizing.block_size)?;
         let v = zeros(sizing.block_size, model.head_dim)?;

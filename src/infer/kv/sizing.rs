@@ -11,6 +11,8 @@ pub enum KvElement {
     F32,
     /// Rounded: half the memory, and half of what attention reads.
     Bf16,
+    /// Rounded to IEEE's half precision; on CUDA devices.
+    F16,
 }
 
 impl KvElement {
@@ -21,6 +23,7 @@ impl KvElement {
         match dtype {
             ComputeDtype::F32 => Self::F32,
             ComputeDtype::Bf16 | ComputeDtype::Quantized => Self::Bf16,
+            ComputeDtype::F16 => Self::F16,
         }
     }
 
@@ -29,7 +32,7 @@ impl KvElement {
     pub const fn num_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::Bf16 | Self::F16 => 2,
         }
     }
 }
@@ -60,6 +63,8 @@ pub struct KvSizing {
 
 impl KvSizing {
     /// Sizes the pool of `model` under `config`, for linear layers of `dtype`.
+    /// `device_share` are the bytes that `gpu_memory_utilization` leaves for it on
+    /// a CUDA device.
     ///
     /// # Errors
     /// [`InferError::Config`] for a setting that is zero, a `max_model_len`
@@ -68,6 +73,7 @@ impl KvSizing {
         config: &EngineConfig,
         dtype: ComputeDtype,
         model: &ModelConfig,
+        device_share: Option<u64>,
     ) -> Result<Self, InferError> {
         check_ranges(config)?;
         let limit = model.max_position_embeddings;
@@ -81,7 +87,7 @@ impl KvSizing {
         let element = KvElement::of(dtype);
         let bytes_per_token = model.kv_bytes_per_token(element.num_bytes()) as u64;
         let bytes_per_block = bytes_per_token.saturating_mul(block_size as u64);
-        let num_blocks = num_blocks(config, limit, bytes_per_block)?;
+        let num_blocks = num_blocks(config, limit, bytes_per_block, device_share)?;
         let max_model_len = match config.max_model_len {
             Some(asked) => asked,
             None => limit.min(num_blocks.saturating_mul(block_size)),
@@ -90,11 +96,12 @@ impl KvSizing {
         if needed > num_blocks {
             return Err(InferError::Config(format!(
                 "max_model_len {max_model_len} needs {needed} KV blocks of {block_size} tokens \
-                 ({}), the pool has {num_blocks} ({}): lower max_model_len to {}, or raise \
+                 ({}), the pool has {num_blocks} ({}): lower max_model_len to {}, {}or raise \
                  kv_blocks to {needed} or kv_memory to {}",
                 format_bytes(bytes_per_block.saturating_mul(needed as u64)),
                 format_bytes(bytes_per_block.saturating_mul(num_blocks as u64)),
                 num_blocks.saturating_mul(block_size),
+                if device_share.is_some() { "raise gpu_memory_utilization, " } else { "" },
                 bytes_per_block.saturating_mul(needed as u64),
             )));
         }
@@ -119,12 +126,14 @@ fn num_blocks(
     config: &EngineConfig,
     model_limit: usize,
     bytes_per_block: u64,
+    device_share: Option<u64>,
 ) -> Result<usize, InferError> {
     let in_bytes =
         |bytes: u64| usize::try_from(bytes / bytes_per_block.max(1)).unwrap_or(usize::MAX);
     let blocks = match config.kv {
         KvBudget::Blocks(blocks) => blocks,
         KvBudget::Bytes(bytes) => in_bytes(bytes),
+        KvBudget::Auto if device_share.is_some() => in_bytes(device_share.unwrap_or_default()),
         KvBudget::Auto => {
             let len = config.max_model_len.unwrap_or(model_limit);
             let one = len.div_ceil(config.block_size);
@@ -196,7 +205,7 @@ mod tests {
 
     fn size(max_model_len: Option<usize>, kv: KvBudget) -> Result<KvSizing, InferError> {
         let config = EngineConfig { max_model_len, kv, ..EngineConfig::default() };
-        KvSizing::new(&config, ComputeDtype::F32, &smollm2())
+        KvSizing::new(&config, ComputeDtype::F32, &smollm2(), None)
     }
 
     #[test]
@@ -245,7 +254,7 @@ mod tests {
             (EngineConfig { threads: Some(0), ..default() }, "threads"),
             (EngineConfig { threads: Some(5000), ..default() }, "threads"),
         ] {
-            let refused = KvSizing::new(&config, ComputeDtype::F32, &smollm2());
+            let refused = KvSizing::new(&config, ComputeDtype::F32, &smollm2(), None);
             assert!(refused.unwrap_err().to_string().contains(name));
         }
     }

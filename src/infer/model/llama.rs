@@ -190,7 +190,7 @@ impl<'a> Loader<'a> {
 
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Weight<'a>, InferError> {
         let form = match self.dtype {
-            ComputeDtype::F32 => WeightForm::F32,
+            ComputeDtype::F32 | ComputeDtype::F16 => WeightForm::F32,
             ComputeDtype::Bf16 => WeightForm::Bf16,
             ComputeDtype::Quantized => WeightForm::Stored,
         };

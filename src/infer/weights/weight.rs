@@ -81,6 +81,12 @@ impl<'a> Bf16Rows<'a> {
         Ok(Self { bytes, shape })
     }
 
+    /// All rows, little-endian.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// A row, two values to a word, the first in the low half; the last word of
     /// an odd row is half zero.
     pub fn pairs(&self, row: usize, words: &mut [u32]) {

@@ -1,0 +1,111 @@
+//! What executes a step: the model with its weights, and the K and V that the
+//! blocks stand for. Knows chunks and sequences, schedules nothing.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, Device, Storage, Tensor};
+
+use super::batch::Batch;
+use super::kv::{KvCache, KvSizing};
+use super::model::{Model, WeightMemory};
+use super::ops::pool::Pool;
+use super::readout::{self, Readout};
+use super::sampler::SampleError;
+use super::scheduler::Chunk;
+use super::sequence::Sequence;
+use super::{InferError, ModelConfig};
+
+/// Executes one step at a time, in two halves: between them the engine keeps its
+/// books while a device computes.
+pub(super) trait Runner: Send {
+    /// Begins a step: computes `batch`, the tokens of `chunks` of `running`, and
+    /// writes their K and V.
+    ///
+    /// # Errors
+    /// When the batch does not fit the pool, the model or the device.
+    fn start(
+        &mut self,
+        batch: &Batch,
+        running: &[Sequence],
+        chunks: &[Chunk],
+    ) -> Result<(), InferError>;
+
+    /// Ends the step that was begun: scores and tokens of each chunk, in the
+    /// order of `chunks`, which have been advanced since.
+    ///
+    /// # Errors
+    /// When no step was begun, or chunks, sequences and logits do not belong together.
+    fn finish(
+        &mut self,
+        running: &[Sequence],
+        chunks: &[Chunk],
+    ) -> Result<Vec<Result<Readout, SampleError>>, InferError>;
+
+    /// Bytes of the weights where they are multiplied.
+    fn weight_memory(&self) -> WeightMemory;
+}
+
+/// A model on this machine's processors, K and V in its memory.
+pub(super) struct CpuRunner {
+    model: Box<dyn Model>,
+    cache: KvCache,
+    pool: Arc<Pool>,
+    vocab_size: usize,
+    /// Of the step that was begun, `[rows, vocab]`.
+    logits: Option<Tensor>,
+}
+
+impl CpuRunner {
+    /// The runner of `model`, with the pool of blocks that `sizing` describes.
+    ///
+    /// # Errors
+    /// [`InferError::Config`] when the machine has no such memory.
+    pub(super) fn new(
+        model: Box<dyn Model>,
+        model_config: &ModelConfig,
+        sizing: &KvSizing,
+        pool: Arc<Pool>,
+    ) -> Result<Self, InferError> {
+        let cache = KvCache::new(sizing, model_config, &Device::Cpu)?;
+        keep_freed_memory();
+        Ok(Self { model, cache, pool, vocab_size: model_config.vocab_size, logits: None })
+    }
+}
+
+impl Runner for CpuRunner {
+    fn start(&mut self, batch: &Batch, _: &[Sequence], _: &[Chunk]) -> Result<(), InferError> {
+        self.logits = self.pool.install(|| self.model.forward(batch, &self.cache))?;
+        Ok(())
+    }
+
+    fn finish(
+        &mut self,
+        running: &[Sequence],
+        chunks: &[Chunk],
+    ) -> Result<Vec<Result<Readout, SampleError>>, InferError> {
+        let logits = self.logits.take();
+        let storage = logits.as_ref().map(Tensor::storage_and_layout);
+        let rows: &[f32] = match &storage {
+            None => &[],
+            Some((storage, layout)) => match (&**storage, layout.contiguous_offsets()) {
+                (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
+                _ => return Err(InferError::Internal("logits are not in host memory".to_owned())),
+            },
+        };
+        readout::read(&self.pool, running, chunks, rows, self.vocab_size)
+    }
+
+    fn weight_memory(&self) -> WeightMemory {
+        self.model.memory()
+    }
+}
+
+/// Has the allocator keep what a step frees for the next one. glibc returns
+/// blocks from 128 KiB up to the system at once, and the next step pays for
+/// their pages again, until a larger one was freed: then it keeps all up to
+/// that size, of 32 MiB at most (`mallopt(3)`, dynamic mmap threshold). Whether
+/// loading frees such a one is chance. Other allocators take no notice.
+fn keep_freed_memory() {
+    const LARGEST: usize = 31 << 20;
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));
+}
