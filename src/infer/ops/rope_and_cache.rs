@@ -51,6 +51,12 @@ impl RopeTable {
         Self { angles, half: model.head_dim / 2 }
     }
 
+    /// `[max_len][2][head_dim / 2]`: the cosines of a position, then its sines.
+    #[must_use]
+    pub fn angles(&self) -> &[f32] {
+        &self.angles
+    }
+
     /// Cosines and sines of a position.
     fn row(&self, position: usize) -> Option<(&[f32], &[f32])> {
         let row = self.angles.get(position * 2 * self.half..(position + 1) * 2 * self.half)?;

@@ -3,5 +3,7 @@
 //! that defines it.
 
 pub mod rms_norm;
+pub mod rope_and_cache;
 
 pub use rms_norm::rms_norm;
+pub use rope_and_cache::{RopeShape, rope_and_cache};
