@@ -4,6 +4,8 @@
 
 pub mod rms_norm;
 pub mod rope_and_cache;
+pub mod silu_mul;
 
 pub use rms_norm::rms_norm;
 pub use rope_and_cache::{RopeShape, rope_and_cache};
+pub use silu_mul::silu_mul;
