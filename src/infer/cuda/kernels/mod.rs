@@ -2,10 +2,12 @@
 //! arguments of the `.cu` file of its name, and tests it against the CPU op
 //! that defines it.
 
+pub mod embedding;
 pub mod rms_norm;
 pub mod rope_and_cache;
 pub mod silu_mul;
 
+pub use embedding::embedding;
 pub use rms_norm::rms_norm;
 pub use rope_and_cache::{RopeShape, rope_and_cache};
 pub use silu_mul::silu_mul;
