@@ -2,6 +2,14 @@
 //! arguments of the `.cu` file of its name, and tests it against the CPU op
 //! that defines it.
 
+pub mod embedding;
+pub mod gemv;
 pub mod rms_norm;
+pub mod rope_and_cache;
+pub mod silu_mul;
 
+pub use embedding::embedding;
+pub use gemv::{Product, gated_gemv, gemv};
 pub use rms_norm::rms_norm;
+pub use rope_and_cache::{RopeShape, rope_and_cache};
+pub use silu_mul::silu_mul;

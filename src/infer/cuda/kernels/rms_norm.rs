@@ -6,12 +6,16 @@ use crate::infer::cuda::{Element, Launch, LaunchError, View};
 const THREADS: usize = 256;
 
 /// Norms `x`, `[rows, hidden]` of f32, by `weight`, `[hidden]` of f32, into
-/// `out`, `[rows, hidden]` of f32, f16 or bf16.
+/// `out`, `[rows, hidden]` of f32, f16 or bf16. With `index`, `[rows]` of i32,
+/// row `r` of `out` is the norm of row `index[r]` of `x`, which has as many rows
+/// as it has: that `index` names only rows that are there is the caller's to
+/// know.
 ///
 /// # Errors
 /// [`LaunchError`] when a view does not fit, or `hidden` is no multiple of 4.
 pub fn rms_norm(
     x: View,
+    index: Option<View>,
     weight: View,
     out: View,
     [rows, hidden]: [usize; 2],
@@ -21,8 +25,14 @@ pub fn rms_norm(
         return Err(LaunchError(format!("rms_norm: hidden {hidden} is no multiple of 4")));
     }
     let function = by_element!("rms_norm", out.element)?;
+    let rows_of_x = if index.is_some() { 1 } else { rows };
+    let index = match index {
+        Some(index) => index.expect("index", Element::I32, rows)?,
+        None => 0,
+    };
     Launch::new("rms_norm", function, [rows, 1, 1], [THREADS, 1, 1])?
-        .arg(x.expect("x", Element::F32, rows * hidden)?)
+        .arg(x.expect("x", Element::F32, rows_of_x * hidden)?)
+        .arg(index)
         .arg(weight.expect("weight", Element::F32, hidden)?)
         .arg(out.expect("out", out.element, rows * hidden)?)
         .int(hidden)
@@ -39,7 +49,8 @@ mod tests {
 
     #[test]
     fn norm_equals_the_cpu_op_in_every_order_and_type() {
-        for (rows, hidden) in [(1, 4), (3, 36), (2, 576), (1, 3072)] {
+        // The last is longer than what a thread keeps.
+        for (rows, hidden) in [(1, 4), (3, 36), (2, 576), (1, 3072), (1, 5132)] {
             let x = Values::noise(rows * hidden, 1.0, 1);
             let weight = Values::noise(hidden, 1.0, 2);
             let tensor = Tensor::from_slice(&x.to_f32(), (rows, hidden), &Device::Cpu).unwrap();
@@ -50,10 +61,36 @@ mod tests {
                 [(Element::F32, 1e-6), (Element::F16, 6e-4), (Element::Bf16, 4e-3)]
             {
                 let [out] = every_order([Values::nan(rows * hidden, element)], |[out]| {
-                    vec![rms_norm(x.view(), weight.view(), out, [rows, hidden], 1e-5).unwrap()]
+                    vec![
+                        rms_norm(x.view(), None, weight.view(), out, [rows, hidden], 1e-5).unwrap(),
+                    ]
                 });
                 out.assert_close(&twin, tolerance);
             }
+        }
+    }
+
+    #[test]
+    fn indexed_rows_are_normed_as_in_place_and_no_other_is_read() {
+        let (hidden, index) = (68, [4, 0, 4, 2]);
+        let x = Values::noise(5 * hidden, 1.0, 1);
+        let weight = Values::noise(hidden, 1.0, 2);
+        let norm = |x: &Values, index: Option<View>, rows| {
+            let [out] = every_order([Values::nan(rows * hidden, Element::Bf16)], |[out]| {
+                let shape = [rows, hidden];
+                vec![rms_norm(x.view(), index, weight.view(), out, shape, 1e-5).unwrap()]
+            });
+            out.to_f32()
+        };
+        let all = norm(&x, None, 5);
+        let mut holed = x.clone();
+        for row in [1, 3] {
+            holed.bytes_mut()[row * hidden * 4..(row + 1) * hidden * 4].fill(0xff);
+        }
+        let some = norm(&holed, Some(Values::ints(&index).view()), index.len());
+        for (row, source) in index.iter().enumerate() {
+            let source = usize::try_from(*source).unwrap() * hidden;
+            assert_eq!(some[row * hidden..][..hidden], all[source..][..hidden], "row {row}");
         }
     }
 
@@ -90,11 +127,14 @@ mod tests {
     fn views_that_do_not_fit_are_refused_by_name() {
         let view = |len| View { ptr: 0, len, element: Element::F32 };
         let refusal = |x, weight, out, hidden| {
-            rms_norm(view(x), view(weight), view(out), [2, hidden], 1e-5).unwrap_err().0
+            rms_norm(view(x), None, view(weight), view(out), [2, hidden], 1e-5).unwrap_err().0
         };
         assert!(refusal(15, 8, 16, 8).contains("x must hold 16"));
         assert!(refusal(16, 7, 16, 8).contains("weight must hold 8"));
         assert!(refusal(16, 8, 15, 8).contains("out must hold 16"));
         assert!(refusal(16, 8, 16, 6).contains("multiple of 4"));
+        let index = View { ptr: 0, len: 1, element: Element::I32 };
+        let refusal = rms_norm(view(8), Some(index), view(8), view(16), [2, 8], 1e-5);
+        assert!(refusal.unwrap_err().0.contains("index must hold 2"));
     }
 }
