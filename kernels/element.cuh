@@ -1,4 +1,4 @@
-// What every kernel shares: element types, 16-byte loads, warp sums. Elements are computed with in
+// What every kernel shares: element types, wide loads and stores, warp sums. Elements are computed with in
 // f32, whatever they are stored as.
 #pragma once
 
@@ -51,6 +51,30 @@ __device__ inline Pack<T> load_pack(const T* from) {
 template <typename T>
 __device__ inline void store_pack(T* to, const Pack<T>& pack) {
   *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&pack);
+}
+
+// Four elements, which lie beside 16 bytes of f32. Their address is a multiple of their size.
+template <typename T>
+struct alignas(4 * sizeof(T)) Quad {
+  T at[4];
+};
+
+template <typename T>
+__device__ inline Quad<T> load_quad(const T* from) {
+  Quad<T> quad;
+  if constexpr (sizeof(T) == 4)
+    *reinterpret_cast<uint4*>(&quad) = *reinterpret_cast<const uint4*>(from);
+  else
+    *reinterpret_cast<uint2*>(&quad) = *reinterpret_cast<const uint2*>(from);
+  return quad;
+}
+
+template <typename T>
+__device__ inline void store_quad(T* to, const Quad<T>& quad) {
+  if constexpr (sizeof(T) == 4)
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&quad);
+  else
+    *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(&quad);
 }
 
 __device__ inline float warp_sum(float x) {
