@@ -12,53 +12,27 @@
 // A unit is one split of one item. Block (x, y) takes units x, x + gridDim.x, ... of K/V head
 // y / slices and up to eight of the query heads that share it, so that a byte of K or V is read
 // once for all of them. How many units there are is read from split_start: a graph replays its
-// launch with other lengths. The block's warps take the unit's tiles in turn and merge what they have in
-// the order of the warps, then the splits are merged in their order, so the bits of a result depend
-// on the item's own q, K and V alone.
+// launch with other lengths. The block's warps take the unit's tiles in turn and merge what they
+// have in the order of the warps, then the splits are merged in an order that their number gives,
+// so the bits of a result depend on the item's own q, K and V alone.
 //
-// Two bodies. Tensor cores, for two bytes and a head_dim of 64 or 128: not for the FLOPs,
-// of which there are few, but for instructions. A tile of 16 tokens is K [16, D] * q^T [D, 8 heads]
+// Two bodies. Tensor cores, for two bytes and a head_dim of 64 or 128: not for the FLOPs, of which
+// there are few, but for instructions. A tile of 16 tokens is K [16, D] * q^T [D, 8 heads]
 // and V^T [D, 16] * p^T [16, 8]: 2 * D / 16 products in place of 16 * 2 * D * heads / 32
 // multiplications with their widening and shuffles. Columns of K and rows of V are dealt to the
 // fragments so that each lane loads what it multiplies, 16 bytes at once, from memory to registers:
 // no shared memory, no barrier and no shuffle of K or V. A warp asks for a tile at once, 8 KiB at
 // head_dim 128, while it is busy with the one before, so a multiprocessor with two blocks (128
 // registers) has up to 128 KiB in flight where an H100 needs some 20 (3.35 TB/s * 800 ns / 132).
-// Plain arithmetic for everything else, one token a warp: right, and not fast.
+// Plain arithmetic (decode_unit.cuh) for everything else: right, and not fast.
 //
-// Bytes: units * num_kv_heads * (256 * head_dim * 2 * sizeof(T)), and a few per cent: q, tables, and
-// (head_dim + 4) * 4 written and read per split and head. FLOPs: 4 * head_dim per key and head.
+// Bytes: kv_len * num_kv_heads * head_dim * 2 * sizeof(T) an item, some KiB a unit of q and tables,
+// and (head_dim + 4) * 4 written and read per split and head. FLOPs: 4 * head_dim a key and head.
+#include "decode_unit.cuh"
 #include "mma.cuh"
 
 constexpr int kSplit = 256;
-constexpr int kHeads = 8;
 constexpr int kMergeThreads = 256;
-
-template <typename T>
-struct Attention {
-  const T *q, *k, *v;
-  const int *row, *kv_len, *table_start, *split_start, *block_tables;
-  float* partials;
-  T* out;
-  int q_stride, num_items, num_heads, num_kv_heads, head_dim, block_size;
-  float scale;  // log2(e) / sqrt(head_dim): p = 2^(scale * (score - maximum))
-};
-
-// What a block does with one unit.
-struct Unit {
-  int item, len;          // keys of the split
-  int first_head, heads;  // query heads
-  int kv_row;             // row of the cache where 8 tokens of the split begin, others in each lane
-};
-
-// Floats of shared memory for what a warp has made of a head: sum of p * v, maximum, sum of p. The
-// rest spreads two heads over other banks.
-__device__ inline int warp_row(int head_dim) { return head_dim + 8; }
-
-// Floats of shared memory of a warp: a row a head, and before that 16 bytes of q a lane and part.
-__device__ inline int warp_floats(int heads, int head_dim) {
-  return max(heads * warp_row(head_dim), head_dim * 4);
-}
 
 // The last item that starts at `unit` or before: items without splits start where the next does.
 __device__ inline int find_item(const int* split_start, int num_items, int unit) {
@@ -286,63 +260,6 @@ struct TensorCores {
       state.load(tile + kWarps);
     }
     state.store(rows);
-  }
-};
-
-// One token a warp and step, eight columns a lane.
-template <typename T>
-struct Plain {
-  static constexpr int kWarps = 4, kTile = 1;
-
-  static __device__ void load(float (&to)[8], const T* from, bool there) {
-    for (int i = 0; i < 8; i += Pack<T>::kLen) {
-      const Pack<T> pack = there ? load_pack(from + i) : Pack<T>{};
-      for (int j = 0; j < Pack<T>::kLen; ++j) to[i + j] = to_float(pack.at[j]);
-    }
-  }
-
-  static __device__ void run(const Attention<T>& a, const Unit& u, int warp, float* rows) {
-    const int lane = threadIdx.x & 31, column = lane * 8;
-    const bool there = column < a.head_dim;
-    float q[kHeads][8], sums[kHeads][8], most[kHeads], total[kHeads];
-    const T* from = a.q + static_cast<size_t>(a.row[u.item]) * a.q_stride + column;
-#pragma unroll
-    for (int head = 0; head < kHeads; ++head) {
-      load(q[head], from + (u.first_head + head) * a.head_dim, there && head < u.heads);
-      for (float& sum : sums[head]) sum = 0;
-      most[head] = -INFINITY;
-      total[head] = 0;
-    }
-    for (int token = warp; token < u.len; token += kWarps) {
-      const int row = __shfl_sync(0xffffffffu, u.kv_row, token / 8) + token % 8;
-      const size_t at = static_cast<size_t>(row) * a.head_dim + column;
-      float k[8], v[8];
-      load(k, a.k + at, there);
-      load(v, a.v + at, there);
-#pragma unroll
-      for (int head = 0; head < kHeads; ++head) {
-        if (head >= u.heads) break;
-        float score = 0;
-        for (int i = 0; i < 8; ++i) score += q[head][i] * k[i];
-        score = warp_sum(score) * a.scale;
-        const float top = fmaxf(most[head], score);
-        const float fade = exp2f(most[head] - top), p = exp2f(score - top);
-        most[head] = top;
-        total[head] = total[head] * fade + p;
-        for (int i = 0; i < 8; ++i) sums[head][i] = sums[head][i] * fade + p * v[i];
-      }
-    }
-#pragma unroll
-    for (int head = 0; head < kHeads; ++head) {
-      if (head >= u.heads) break;
-      float* to = rows + head * warp_row(a.head_dim);
-      if (there)
-        for (int i = 0; i < 8; ++i) to[column + i] = sums[head][i];
-      if (lane == 0) {
-        to[a.head_dim] = most[head];
-        to[a.head_dim + 1] = total[head];
-      }
-    }
   }
 };
 

@@ -1,5 +1,5 @@
-// What every kernel shares: element types, wide loads and stores, warp sums. Elements are computed with in
-// f32, whatever they are stored as.
+// What every kernel shares: element types, wide loads and stores, warp sums. Elements are computed
+// with in f32, whatever they are stored as.
 #pragma once
 
 #include <cuda_bf16.h>
