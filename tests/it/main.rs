@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test's helpers cannot do fails the test")]
 
+#[cfg(unix)]
+mod build_script;
 mod cli;
 mod contract;
 mod engine;

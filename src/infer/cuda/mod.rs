@@ -3,6 +3,8 @@
 //! So the same launches reach a GPU and, in tests, the kernels compiled for the
 //! host.
 
+#[cfg(feature = "cuda")]
+pub mod images;
 pub mod kernels;
 pub mod launch;
 #[cfg(test)]
