@@ -170,7 +170,7 @@ fn pick(weights: &[f64], ids: impl IntoIterator<Item = usize>, mass: f64, unifor
 
 /// A number in [0, 1), from words `2 * position` and after of the seed's stream.
 #[expect(clippy::cast_precision_loss, reason = "53 bits are kept")]
-fn uniform(seed: u64, position: usize) -> f64 {
+pub(super) fn uniform(seed: u64, position: usize) -> f64 {
     let mut generator = ChaCha12Rng::seed_from_u64(seed);
     generator.set_word_pos(2 * position as u128);
     (generator.next_u64() >> 11) as f64 / (1_u64 << 53) as f64

@@ -8,6 +8,7 @@ pub mod gemv;
 pub mod decode_attention;
 pub mod rms_norm;
 pub mod rope_and_cache;
+pub mod sample;
 pub mod silu_mul;
 
 pub use embedding::embedding;
@@ -16,4 +17,5 @@ pub use gemv::{Product, gated_gemv, gemv};
 pub use decode_attention::DecodeAttention;
 pub use rms_norm::rms_norm;
 pub use rope_and_cache::{RopeShape, rope_and_cache};
+pub use sample::sample;
 pub use silu_mul::silu_mul;
