@@ -4,12 +4,14 @@
 
 pub mod embedding;
 pub mod gemv;
+pub mod prefill_attention;
 pub mod rms_norm;
 pub mod rope_and_cache;
 pub mod silu_mul;
 
 pub use embedding::embedding;
 pub use gemv::{Product, gated_gemv, gemv};
+pub use prefill_attention::{PrefillAttention, prefill_attention};
 pub use rms_norm::rms_norm;
 pub use rope_and_cache::{RopeShape, rope_and_cache};
 pub use silu_mul::silu_mul;
