@@ -44,12 +44,19 @@ __device__ inline int place(int key, int piece) {
   return key * D + (piece ^ (key / (8 / kAcross) % kAcross)) * 8;
 }
 
+// Where piece 2 * `pair` + odd lies, if `first` is where piece `odd` of the same key does: the terms
+// are known when this is compiled, which those of `place` are not.
+__device__ inline int place_pair(int first, int pair) {
+  return (first ^ pair % 4 * 16) + pair / 4 * 64;
+}
+
 // Starts to copy keys `first_key ..` of `cache`, 64 of them, zeros from `num_keys` on. `start` is
 // where the 8 keys of group lane % 8 begin, in pieces.
 template <typename T, int D>
 __device__ inline void fetch(T* buffer, const T* cache, int start, int first_key, int num_keys) {
   constexpr int kPieces = D / 8, kStep = kThreads / kPieces;  // keys that the block copies at once
-  const int thread = threadIdx.x, key = thread / kPieces;
+  // The remainder tells the compiler what it can be, and so lanes that it would compute below.
+  const int thread = threadIdx.x % kThreads, key = thread / kPieces;
   T* to = buffer + place<D>(key, thread % kPieces);
 #pragma unroll
   for (int i = 0; i < kKeys / kStep; ++i) {
@@ -64,6 +71,7 @@ template <typename T, int D>
 __device__ inline void multiply_keys(float (&scores)[kKeys / 8][4],
                                      const uint32_t (&q)[D / 16][4], const T* keys) {
   const int lane = threadIdx.x & 31;
+  const int first = place<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
   for (int i = 0; i < kKeys / 2; ++i) scores[i / 4][i % 4] = 0;
 #pragma unroll
@@ -71,9 +79,10 @@ __device__ inline void multiply_keys(float (&scores)[kKeys / 8][4],
 #pragma unroll
     for (int n = 0; n < kKeys / 16; ++n) {
       uint32_t b[4];
-      load_matrices(b, keys + n * 16 * D + place<D>(lane % 16, k * 2 + lane / 16));
-      mma<T>(scores[n * 2], q[k], b[0], b[2]);
-      mma<T>(scores[n * 2 + 1], q[k], b[1], b[3]);
+      load_matrices(b, keys + n * 16 * D + place_pair(first, k));
+      // Neighbours of b, because a product reads pairs of registers.
+      mma<T>(scores[n * 2], q[k], b[0], b[1]);
+      mma<T>(scores[n * 2 + 1], q[k], b[2], b[3]);
     }
   }
 }
@@ -83,13 +92,13 @@ __device__ inline void multiply_keys(float (&scores)[kKeys / 8][4],
 template <typename T, int D>
 __device__ inline void multiply_values(float (&output)[D / 8][4],
                                        const uint32_t (&weights)[kKeys / 16][4], const T* values) {
-  const int lane = threadIdx.x & 31;
+  const int lane = threadIdx.x & 31, first = place<D>(lane % 16, lane / 16);
 #pragma unroll
   for (int k = 0; k < kKeys / 16; ++k) {
 #pragma unroll
     for (int n = 0; n < D / 16; ++n) {
       uint32_t b[4];
-      load_transposed(b, values + k * 16 * D + place<D>(lane % 16, n * 2 + lane / 16));
+      load_transposed(b, values + k * 16 * D + place_pair(first, n));
       mma<T>(output[n * 2], weights[k], b[0], b[1]);
       mma<T>(output[n * 2 + 1], weights[k], b[2], b[3]);
     }
@@ -106,6 +115,18 @@ __device__ inline float row_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+// The thread's number, asked for where it stands: nothing that follows from it is kept in a register
+// over the loop.
+__device__ inline int thread_again() {
+#ifdef SIMT_HOST
+  return threadIdx.x;
+#else
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+#endif
+}
+
 template <typename T, int D>
 __device__ void prefill_attention(const T* q, const T* k, const T* v, T* out, const int* tiles,
                                   const int* query_start, const int* query_len,
@@ -114,13 +135,17 @@ __device__ void prefill_attention(const T* q, const T* k, const T* v, T* out, co
                                   float scale) {
   __shared__ __align__(128) T buffers[2][kKeys * D];
   T *keys = buffers[0], *values = buffers[1];
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int lane = threadIdx.x & 31;
   const int kv_head = blockIdx.y, kv_heads = gridDim.y;
   const int sequence = tiles[blockIdx.x * 2], first_token = tiles[blockIdx.x * 2 + 1];
   const int length = query_len[sequence], tokens = min(kRows / group, length - first_token);
   const int first_seen = seq_len[sequence] - length + first_token;  // last key of the first token
   const int num_keys = first_seen + tokens;
-  const int first_entry = table_start[sequence], first_row = query_start[sequence] + first_token;
+  const int first_entry = table_start[sequence];
+  const auto row_of_token = [&](int token) {
+    const int sequence = tiles[blockIdx.x * 2], first = tiles[blockIdx.x * 2 + 1];
+    return static_cast<size_t>(query_start[sequence] + first + token);
+  };
 
   // Blocks are `size` groups long; `inverse` is 2^31 / size, rounded up, which is exact here.
   const auto group_start = [&](int first_key) {
@@ -134,16 +159,19 @@ __device__ void prefill_attention(const T* q, const T* k, const T* v, T* out, co
   fetch<T, D>(keys, k, start, 0, num_keys);
 
   // A lane holds parts of two rows of its warp's 16.
-  const auto row_of = [&](int half) { return warp * 16 + half * 8 + lane / 4; };
+  const auto row_of = [](int half) {
+    const int thread = thread_again();
+    return thread / 32 * 16 + half * 8 + thread % 32 / 4;
+  };
   float max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
   uint32_t query[D / 16][4];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     // Rows past the tile's tokens repeat the last.
-    const int token = min(row_of(half) / group, tokens - 1);
-    const int head = kv_head * group + row_of(half) % group;
+    const int row = row_of(half), token = min(row / group, tokens - 1);
+    const int head = kv_head * group + row % group;
     // 4 bytes a lane, half a sector a row: q is read once, and a sector's other half is in L1.
-    const T* from = q + static_cast<size_t>(first_row + token) * q_stride + head * D + lane % 4 * 2;
+    const T* from = q + row_of_token(token) * q_stride + head * D + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < D / 8; ++i) {
       query[i / 2][i % 2 * 2 + half] = *reinterpret_cast<const uint32_t*>(from + i * 8);
@@ -199,11 +227,10 @@ __device__ void prefill_attention(const T* q, const T* k, const T* v, T* out, co
 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int token = row_of(half) / group, head = kv_head * group + row_of(half) % group;
+    const int row = row_of(half), token = row / group, head = kv_head * group + row % group;
     const float share = 1 / row_sum(sum[half]);
     if (token >= num_keys - first_seen) continue;
-    T* to = out + (static_cast<size_t>(first_row + token) * (kv_heads * group) + head) * D +
-            lane % 4 * 2;
+    T* to = out + (row_of_token(token) * (kv_heads * group) + head) * D + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < D / 8; ++i) {
       *reinterpret_cast<uint32_t*>(to + i * 8) =
