@@ -2,11 +2,13 @@
 //! behind `kernels/simt`, each CUDA thread a fiber. Kernels run under several
 //! orders of their threads, which a correct one does not notice.
 
+mod device;
 mod library;
 mod mutant;
 mod sanitizer;
 mod values;
 
+pub(super) use device::{Host, Submitted};
 pub(super) use mutant::survives;
 pub(super) use sanitizer::sanitized;
 pub(super) use values::Values;
