@@ -2,8 +2,6 @@
 //! becomes PTX, and a fatbin of that PTX with the machine code of each GPU made
 //! of it. Knows no kernel by name, and does nothing in the default build.
 
-#![expect(clippy::print_stdout, reason = "how cargo is spoken to")]
-
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
@@ -155,7 +153,8 @@ fn chosen(list: &str) -> Result<Vec<u32>, String> {
 /// generation, whose code the later ones run too.
 fn known(list: &str) -> Vec<u32> {
     let numbers = list.lines().filter_map(|line| line.trim().strip_prefix("sm_")?.parse().ok());
-    let worth = |number: &u32| [80, 86, 89].contains(number) || *number >= 90 && number % 10 == 0;
+    let worth =
+        |number: &u32| [80, 86, 89].contains(number) || *number >= 90 && number.is_multiple_of(10);
     let mut known: Vec<u32> = numbers.filter(worth).collect();
     known.sort_unstable();
     known
