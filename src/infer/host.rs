@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
 use super::command::Command;
-use super::device::{ComputeDevice, cuda_devices};
+use super::device::{ComputeDevice, CudaDevice, cuda_devices};
 use super::engine_thread::EngineThread;
 pub use super::generation::{Generation, GenerationEvent, RequestTimings, TokenLogprobs};
 use super::live::Submission;
@@ -253,15 +253,20 @@ impl EngineHost {
 
     /// What is set where a GPU computes.
     fn gpu_settings(&self) -> Vec<(&'static str, String)> {
-        let ComputeDevice::Cuda(number) = self.shared.placement.device else { return Vec::new() };
-        let devices = cuda_devices().unwrap_or_default();
+        let Some(gpu) = self.gpu() else { return Vec::new() };
         let config = &self.shared.config;
-        let mut settings = vec![
+        vec![
+            ("gpu", gpu.name),
             ("gpu_memory_utilization", config.gpu_memory_utilization.to_string()),
             ("cuda_graphs", config.cuda_graphs.to_string()),
-        ];
-        settings.extend(devices.get(number).map(|device| ("gpu", device.name.clone())));
-        settings
+        ]
+    }
+
+    /// The GPU that computes, where one does.
+    #[must_use]
+    pub fn gpu(&self) -> Option<CudaDevice> {
+        let ComputeDevice::Cuda(number) = self.shared.placement.device else { return None };
+        cuda_devices().ok()?.into_iter().nth(number)
     }
 
     /// Longest sequence it accepts, in tokens.

@@ -2,6 +2,7 @@
 //! with a printed reason, where there is neither. What ran on an emulated device
 //! says so by its name, and no time is taken.
 
+mod command;
 mod counters;
 mod tokens;
 

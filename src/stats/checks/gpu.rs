@@ -4,12 +4,9 @@ use super::about;
 use crate::record::{EngineRecord, JournalEvent, RunData};
 use crate::stats::warnings::{Warning, WarningClass};
 
-/// Emulated devices are named so.
-const EMULATED: &str = "Emulated";
-
 pub(super) fn emulated(engine: &EngineRecord) -> Option<Warning> {
     let gpu = setting(engine, "gpu")?;
-    gpu.starts_with(EMULATED).then(|| {
+    gpu.starts_with("Emulated").then(|| {
         about(
             WarningClass::EmulatedGpu,
             Some(engine),
