@@ -13,8 +13,9 @@ static SCRIPT: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
     let script = folder.path().join("build");
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("build.rs");
-    let status = Command::new(rustc).args(["--edition", "2024", "-o"]).arg(&script).arg(source);
-    assert!(status.status().unwrap().success());
+    let mut command = Command::new(rustc);
+    command.args(["--edition", "2024", "-o"]).arg(&script).arg(source);
+    assert!(command.status().unwrap().success());
     (folder, script)
 });
 
