@@ -1,6 +1,7 @@
 //! Compiles `kernels/*.cu` with nvcc where feature `cuda` asks for it: each file
 //! becomes PTX, and a fatbin of that PTX with the machine code of each GPU made
-//! of it. Knows no kernel by name, and does nothing in the default build.
+//! of it; what nvcc says of both is kept beside them. Knows no kernel by name,
+//! and does nothing in the default build. `kernels/check` runs it by itself.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -107,13 +108,17 @@ impl Compiler {
         write(&module.file("key"), "")?;
         let mut front = nvcc();
         front.args(["-ptx", &format!("-arch=compute_{FLOOR}"), "-o"]);
-        output(front.arg(module.file("ptx")).arg(&source)).map_err(failed)?;
+        let said = output(front.arg(module.file("ptx")).arg(&source)).map_err(failed)?;
         let machines = self.capabilities.iter().map(|capability| format!(",sm_{capability}"));
         let code = format!("code=[compute_{FLOOR}{}]", machines.collect::<String>());
         let mut back = nvcc();
         back.args(["-fatbin", "-Xfatbin", "-compress-all", "--threads", &threads.to_string()]);
+        // Registers, shared memory and spills of each kernel: free to ask for.
+        back.args(["-Xptxas", "-v"]);
         back.args(["-gencode", &format!("arch=compute_{FLOOR},{code}"), "-o"]);
-        output(back.arg(module.file("fatbin")).arg(module.file("ptx"))).map_err(failed)?;
+        let said_of_code =
+            output(back.arg(module.file("fatbin")).arg(module.file("ptx"))).map_err(failed)?;
+        write(&module.file("log"), &(said + &said_of_code))?;
         write(&module.file("key"), &module.key)
     }
 }
@@ -215,16 +220,13 @@ fn setting(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
-/// What a command prints, or why it failed.
+/// What a command prints, anywhere, or why it failed.
 fn output(command: &mut Command) -> Result<String, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|error| format!("{program} does not start: {error}"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() {
-        return Ok(text(&output.stdout));
-    }
-    // nvcc prints some errors on stdout.
-    Err(format!("{}\n{}{}", output.status, text(&output.stderr), text(&output.stdout)))
+    // nvcc prints some errors on stdout, and what it was asked for on stderr.
+    let text = String::from_utf8_lossy(&[output.stderr, output.stdout].concat()).into_owned();
+    if output.status.success() { Ok(text) } else { Err(format!("{}\n{text}", output.status)) }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! `build.rs` with feature `cuda`, over a stand-in for nvcc.
+//! `build.rs` with feature `cuda`, and `kernels/check`, over a stand-in for nvcc.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,11 @@ impl Package {
     fn build(&self, settings: &[(&str, &str)]) -> Output {
         // The log is new for each build.
         let _ = fs::remove_file(self.path("log"));
-        Command::new(&SCRIPT.1)
+        self.run(Command::new(&SCRIPT.1), settings)
+    }
+
+    fn run(&self, mut command: Command, settings: &[(&str, &str)]) -> Output {
+        command
             .current_dir(self.0.path())
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
@@ -72,6 +76,19 @@ impl Package {
             .collect();
         sources.sort();
         sources
+    }
+
+    /// `kernels/check` of this package.
+    fn check(&self) -> Output {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let script = self.path("kernels/check");
+        fs::copy(root.join("kernels/check"), &script).unwrap();
+        fs::copy(root.join("build.rs"), self.path("build.rs")).unwrap();
+        fs::create_dir_all(self.path("target/kernels")).unwrap();
+        fs::copy(&SCRIPT.1, self.path("target/kernels/build")).unwrap();
+        let mut command = Command::new("bash");
+        command.arg(script);
+        self.run(command, &[])
     }
 
     /// What cargo shows of a failed build as its own error, and below it.
@@ -174,4 +191,27 @@ fn compiler_is_found_by_its_folder_and_on_the_path() {
     assert_eq!(package.compiled(&[("NVCC", ""), ("CUDA_PATH", &home)]), ["a.cu", "b.cu"]);
     let path = format!("{home}/bin:/usr/bin:/bin");
     assert!(package.compiled(&[("NVCC", ""), ("PATH", &path)]).is_empty());
+}
+
+#[test]
+fn check_tables_every_kernel_and_fails_over_spills_and_warnings() {
+    let package = Package::new();
+    let output = package.check();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{table}{}", String::from_utf8_lossy(&output.stderr));
+    let row = table.lines().find(|line| line.starts_with("kernel_b")).unwrap();
+    assert_eq!(
+        row.split_whitespace().collect::<Vec<_>>(),
+        ["kernel_b", "74", "sm_90", "4352", "0"]
+    );
+    assert!(table.ends_with("2 kernels, each for sm 80 90\n"), "{table}");
+    for (text, complaint) in [("SPILLS", "kernel_b on sm_80: "), ("WARNS", "it warns")] {
+        package.write("kernels/b.cu", text);
+        // The second time nothing is compiled.
+        for _ in 0..2 {
+            let output = package.check();
+            let errors = String::from_utf8(output.stderr).unwrap();
+            assert!(!output.status.success() && errors.contains(complaint), "{errors}");
+        }
+    }
 }
