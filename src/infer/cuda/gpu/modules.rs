@@ -101,8 +101,10 @@ impl Modules {
 /// it compiles the text, of this image and of those after it.
 fn load(image: &Image, takes_machine_code: &mut bool) -> Result<sys::CUmodule, DriverError> {
     if *takes_machine_code {
+        // Embedded bytes may lie anywhere, and the driver reads words.
+        let fatbin = image.fatbin.to_vec();
         // SAFETY: the image is one that nvcc wrote, and the driver checks its header.
-        if let Ok(module) = unsafe { result::module::load_data(image.fatbin.as_ptr().cast()) } {
+        if let Ok(module) = unsafe { result::module::load_data(fatbin.as_ptr().cast()) } {
             return Ok(module);
         }
         *takes_machine_code = false;
