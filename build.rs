@@ -3,8 +3,6 @@
 //! of it; what nvcc says of both is kept beside them. Knows no kernel by name,
 //! and does nothing in the default build. `kernels/check` runs it by itself.
 
-#![expect(clippy::print_stdout, reason = "how cargo is spoken to")]
-
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
@@ -160,7 +158,8 @@ fn chosen(list: &str) -> Result<Vec<u32>, String> {
 /// generation, whose code the later ones run too.
 fn known(list: &str) -> Vec<u32> {
     let numbers = list.lines().filter_map(|line| line.trim().strip_prefix("sm_")?.parse().ok());
-    let worth = |number: &u32| [80, 86, 89].contains(number) || *number >= 90 && number % 10 == 0;
+    let worth =
+        |number: &u32| [80, 86, 89].contains(number) || *number >= 90 && number.is_multiple_of(10);
     let mut known: Vec<u32> = numbers.filter(worth).collect();
     known.sort_unstable();
     known

@@ -224,6 +224,9 @@ struct TensorCores {
 
   // `rows` of shared memory, one a head.
   __device__ void store(float* rows) {
+    // The rows lie where other lanes had their q. Products and shuffles since have kept the warp
+    // together, but only this says so.
+    __syncwarp();
     for (int head = 0; head < 2; ++head) {
       float sum = total[head];
       for (int offset = 4; offset < 32; offset <<= 1)

@@ -2,7 +2,7 @@
 //
 //   gemv:        x [m, k] T, w [n, k] T (as nn.Linear has it)
 //                out [m, n] = x w^T, by mode:
-//                  kRounded  T, with bias [n] f32 added before rounding, if there is one (qkv)
+//                  kRounded  T
 //                  kAdded    f32, added to what is there (the residual stream)
 //                  kWide     f32 (logits)
 //   gated_gemv:  w [2 * inner, k] T: the gate's rows, then those of what it gates
@@ -123,7 +123,7 @@ __device__ float dot_rows(const T* x, const T* const (&w)[kGemvRows], int k) {
 }
 
 template <typename T, int M>
-__device__ void gemv(const T* x, const T* w, const float* bias, void* out, int n, int k, int mode) {
+__device__ void gemv(const T* x, const T* w, void* out, int n, int k, int mode) {
   const int first = blockIdx.x * kGemvRows;
   const T* rows[kGemvRows];
 #pragma unroll
@@ -137,7 +137,6 @@ __device__ void gemv(const T* x, const T* w, const float* bias, void* out, int n
   float* wide = static_cast<float*>(out);
   float before = 0;
   if (stores && mode == kAdded) before = wide[to];
-  if (stores && mode == kRounded && bias) before = bias[column];
   const float sum = dot_rows<T, M>(x, rows, k) + before;
   if (!stores) return;
   if (mode == kRounded)
@@ -168,8 +167,8 @@ __device__ void gated_gemv(const T* x, const T* w, T* out, int inner, int k) {
 // As many blocks on an SM as leave the registers that they need.
 #define GEMV(SUFFIX, T, M, BLOCKS)                                                       \
   extern "C" __global__ void __launch_bounds__(kGemvThreads, BLOCKS) gemv##M##_##SUFFIX( \
-      const T* x, const T* w, const float* bias, void* out, int n, int k, int mode) {    \
-    gemv<T, M>(x, w, bias, out, n, k, mode);                                             \
+      const T* x, const T* w, void* out, int n, int k, int mode) {                       \
+    gemv<T, M>(x, w, out, n, k, mode);                                                   \
   }                                                                                      \
   SIMT_EXPORT(gemv##M##_##SUFFIX)                                                        \
   extern "C" __global__ void __launch_bounds__(kGemvThreads, BLOCKS)                     \

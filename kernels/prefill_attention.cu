@@ -7,32 +7,35 @@
 //   query_start, query_len  [sequences]  its rows of this step
 //   seq_len       [sequences]  its keys, those of this step counted
 //   table_start   [sequences]  where its block table begins in block_tables
-//   out = softmax(q . k * scale) v over keys 0 ..= seq_len - query_len + token
+//   inverse       2^31 / (block_size / 8), rounded up
+//   scale         log2(e) / sqrt(D)
+//   out = softmax(q . k / sqrt(D)) v over keys 0 ..= seq_len - query_len + token
 //
 // Grid [num_tiles, kv_heads], 4 warps of 16 rows. Row r of a tile is query token r / group under
 // head r % group of the kv head's group, so that a group reads its keys once: 21 tokens of 3
-// heads. Keys come in tiles of 64 that begin at multiples of 64. FlashAttention-2 within: scores,
-// maxima, sums and the output stay in f32 registers, and the exponentials, rounded to T, are the
-// left operand of the second product without leaving them.
+// heads. Keys come 64 at a time, from multiples of 64. FlashAttention-2 within: scores, maxima,
+// sums and the output stay in f32 registers, and the exponentials, rounded to T, are the left
+// operand of the second product without leaving them.
 //
 // A token's result depends on its own query and keys alone, bit for bit: every row starts with key
-// 0, tiles lie by position, and a tile that is masked for a row leaves it as it was (exp2 gives 0,
-// the maximum stays, x * 1 + 0 is x). So chunks, neighbours and block sizes change nothing.
+// 0, keys come by position, and keys that are all masked for a row leave it as it was (exp2 gives
+// 0, the maximum stays, x * 1 + 0 is x). So chunks, neighbours and block sizes change nothing.
 //
-// Memory. Two buffers of 64 x D: K is fetched while the output of the tile before is multiplied,
-// V while the scores are. Both were 64 KiB at D = 128 if each were double, one block of 4 warps on
-// an L4; at 32 KiB three blocks fit in its 100 KiB, and 168 registers let three run everywhere:
-// the waits of one are the products of the others. Rows of 16-byte pieces are kept at piece ^ (key %
-// 8), so that ldmatrix and the copies meet each bank once. The 8 keys of a row group lie in one
-// block (block sizes are multiples of 8), so lane g looks up group g, a tile ahead. Slots past the
-// last key of the tile are zeros in shared memory, not what lies in the cache: 0 * NaN is NaN.
+// Memory. Two buffers of 64 x D: K is fetched while the output of the keys before is multiplied, V
+// while the scores are. Both double would be 64 KiB at D = 128, one block of 4 warps on an L4; at
+// 32 KiB three blocks fit in its 100 KiB, and 168 registers let three run everywhere: the waits of
+// one are the products of the others. Pieces of 16 bytes are kept at piece ^ (key % 8), so that
+// ldmatrix and the copies meet each bank once. 8 keys from a multiple of 8 lie in one block (its
+// size is one too), so lane g looks up group g, before it is needed. Slots past the last key of
+// the tile are zeros in shared memory, not what lies in the cache: 0 * NaN is NaN.
 //
-// FLOPs: 4 * D a visible pair of token and head and key. Bytes: K and V once for each tile of
-// tokens, 2 * D * sizeof(T) a key, most of it from L2 (x is the tile, so that blocks at work share
-// a head): 64 FLOP a byte. Per 64 x 64 x D product an SM of sm_80 multiplies for 4 * D cycles,
-// reads shared memory as long (each warp reads the tile) and writes it for D, so 80 % of its peak
-// is the bound; half that share of an L4, whose tensor cores are half as wide. Two row tiles a warp
-// would halve the reads, for about 240 registers and 8 warps an SM.
+// FLOPs: 4 * D a visible pair of key and token under a head. Bytes: K and V once for each tile of
+// tokens, 2 * D * sizeof(T) a key, most of them from L2 (x is the tile, so that blocks at work
+// share a head): 64 FLOPs a byte. At D = 128 a warp of sm_80 issues 569 instructions for 64 keys
+// that nothing masks, of which 128 are products and keep its tensor core busy for 1024 cycles. The
+// multiprocessor reads shared memory for as long (each of four warps reads all keys) and writes it
+// for 256, so 80 % of the peak is the bound; an L4, whose tensor cores are half as wide, has twice
+// the time. 32 rows a warp would halve the reads, for two blocks in place of three.
 #include "mma.cuh"
 
 constexpr int kWarps = 4, kThreads = kWarps * 32, kRows = kWarps * 16, kKeys = 64;
@@ -44,8 +47,8 @@ __device__ inline int place(int key, int piece) {
   return key * D + (piece ^ (key / (8 / kAcross) % kAcross)) * 8;
 }
 
-// Where piece 2 * `pair` + odd lies, if `first` is where piece `odd` of the same key does: the terms
-// are known when this is compiled, which those of `place` are not.
+// Where piece 2 * `pair` + odd lies, if `first` is where piece `odd` of the same key does. Of a
+// constant `pair` it is one instruction, which the compiler does not see in `place`.
 __device__ inline int place_pair(int first, int pair) {
   return (first ^ pair % 4 * 16) + pair / 4 * 64;
 }
@@ -55,7 +58,7 @@ __device__ inline int place_pair(int first, int pair) {
 template <typename T, int D>
 __device__ inline void fetch(T* buffer, const T* cache, int start, int first_key, int num_keys) {
   constexpr int kPieces = D / 8, kStep = kThreads / kPieces;  // keys that the block copies at once
-  // The remainder tells the compiler what it can be, and so lanes that it would compute below.
+  // The remainder tells the compiler how large it is; with that the lanes below are constants.
   const int thread = threadIdx.x % kThreads, key = thread / kPieces;
   T* to = buffer + place<D>(key, thread % kPieces);
 #pragma unroll
@@ -68,8 +71,8 @@ __device__ inline void fetch(T* buffer, const T* cache, int start, int first_key
 
 // scores = q . k over a key tile; a warp's 16 rows of q are in registers.
 template <typename T, int D>
-__device__ inline void multiply_keys(float (&scores)[kKeys / 8][4],
-                                     const uint32_t (&q)[D / 16][4], const T* keys) {
+__device__ inline void multiply_keys(float (&scores)[kKeys / 8][4], const uint32_t (&q)[D / 16][4],
+                                     const T* keys) {
   const int lane = threadIdx.x & 31;
   const int first = place<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
@@ -115,8 +118,8 @@ __device__ inline float row_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// The thread's number, asked for where it stands: nothing that follows from it is kept in a register
-// over the loop.
+// The thread's number, asked for anew: nothing that follows from it is kept in a register over the
+// loop.
 __device__ inline int thread_again() {
 #ifdef SIMT_HOST
   return threadIdx.x;
@@ -129,10 +132,9 @@ __device__ inline int thread_again() {
 
 template <typename T, int D>
 __device__ void prefill_attention(const T* q, const T* k, const T* v, T* out, const int* tiles,
-                                  const int* query_start, const int* query_len,
-                                  const int* seq_len, const int* table_start,
-                                  const int* block_tables, int group, int q_stride, int block_size, unsigned inverse,
-                                  float scale) {
+                                  const int* query_start, const int* query_len, const int* seq_len,
+                                  const int* table_start, const int* block_tables, int group,
+                                  int q_stride, int block_size, unsigned inverse, float scale) {
   __shared__ __align__(128) T buffers[2][kKeys * D];
   T *keys = buffers[0], *values = buffers[1];
   const int lane = threadIdx.x & 31;
@@ -142,6 +144,7 @@ __device__ void prefill_attention(const T* q, const T* k, const T* v, T* out, co
   const int first_seen = seq_len[sequence] - length + first_token;  // last key of the first token
   const int num_keys = first_seen + tokens;
   const int first_entry = table_start[sequence];
+  // Where it stands is read again at the end, for want of a register over the loop.
   const auto row_of_token = [&](int token) {
     const int sequence = tiles[blockIdx.x * 2], first = tiles[blockIdx.x * 2 + 1];
     return static_cast<size_t>(query_start[sequence] + first + token);
@@ -240,14 +243,14 @@ __device__ void prefill_attention(const T* q, const T* k, const T* v, T* out, co
 }
 
 // 168 and 128 registers: three blocks an SM at D = 128, four at D = 64.
-#define PREFILL_ATTENTION(NAME, T, D, BLOCKS)                                                     \
-  extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)                                  \
-      NAME(const T* q, const T* k, const T* v, T* out, const int* tiles, const int* query_start,  \
-           const int* query_len, const int* seq_len, const int* table_start,                      \
-           const int* block_tables, int group, int q_stride, int block_size, unsigned inverse, float scale) {       \
-    prefill_attention<T, D>(q, k, v, out, tiles, query_start, query_len, seq_len, table_start,    \
-                            block_tables, group, q_stride, block_size, inverse, scale);                    \
-  }                                                                                               \
+#define PREFILL_ATTENTION(NAME, T, D, BLOCKS)                                                    \
+  extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS) NAME(                           \
+      const T* q, const T* k, const T* v, T* out, const int* tiles, const int* query_start,      \
+      const int* query_len, const int* seq_len, const int* table_start, const int* block_tables, \
+      int group, int q_stride, int block_size, unsigned inverse, float scale) {                  \
+    prefill_attention<T, D>(q, k, v, out, tiles, query_start, query_len, seq_len, table_start,   \
+                            block_tables, group, q_stride, block_size, inverse, scale);          \
+  }                                                                                              \
   SIMT_EXPORT(NAME)
 
 PREFILL_ATTENTION(prefill_attention_16_f16, f16, 16, 4)

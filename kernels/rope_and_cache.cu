@@ -4,6 +4,7 @@
 //   k_cache       [num_blocks, kv_heads, block_size, head_dim]  T
 //   v_cache       the same
 //   angles        [max_len][2][head_dim / 2]  f32: cosines of a position, then its sines
+//   bias          [q_heads + 2 * kv_heads, head_dim]  f32, added to qkv first; or null
 //   positions     [rows]  i32
 //   slot_mapping  [rows]  i32: block * block_size + offset; -1: a padding row, nothing is written
 //   (a, b) = elements (i, i + head_dim / 2) of a head -> (a cos - b sin, b cos + a sin), in f32,
@@ -27,14 +28,18 @@ struct Halves {
   Pack<T> first, second;
 };
 
+// `angles` and `bias` are those of the first half, or null; `half` elements on are those of the other.
 template <typename T>
-__device__ Halves<T> rotated(const Halves<T>& in, const float* cosines, const float* sines) {
+__device__ Halves<T> rotated(const Halves<T>& in, const float* angles, const float* bias, int half) {
   Halves<T> out;
 #pragma unroll
   for (int i = 0; i < Pack<T>::kLen; i += 4) {
-    const Quad<float> cosine = load_quad(cosines + i), sine = load_quad(sines + i);
+    Quad<float> cosine = {{1, 1, 1, 1}}, sine = {}, first = {}, second = {};
+    if (angles) cosine = load_quad(angles + i), sine = load_quad(angles + half + i);
+    if (bias) first = load_quad(bias + i), second = load_quad(bias + half + i);
     for (int j = 0; j < 4; ++j) {
-      const float a = to_float(in.first.at[i + j]), b = to_float(in.second.at[i + j]);
+      const float a = to_float(in.first.at[i + j]) + first.at[j];
+      const float b = to_float(in.second.at[i + j]) + second.at[j];
       out.first.at[i + j] = from_float<T>(a * cosine.at[j] - b * sine.at[j]);
       out.second.at[i + j] = from_float<T>(b * cosine.at[j] + a * sine.at[j]);
     }
@@ -44,24 +49,25 @@ __device__ Halves<T> rotated(const Halves<T>& in, const float* cosines, const fl
 
 template <typename T>
 __device__ void rope_and_cache(T* qkv, T* k_cache, T* v_cache, const float* angles,
-                               const int* positions, const int* slot_mapping, int q_heads,
-                               int kv_heads, int head_dim, int block_size) {
+                               const float* bias, const int* positions, const int* slot_mapping,
+                               int q_heads, int kv_heads, int head_dim, int block_size) {
   const int slot = slot_mapping[blockIdx.x];
   if (slot < 0) return;
   const int position = positions[blockIdx.x];
   const int half = head_dim / 2, pairs = half / Pack<T>::kLen;
   const int heads = q_heads + 2 * kv_heads;
   T* row = qkv + static_cast<size_t>(blockIdx.x) * heads * head_dim;
-  const float* cosines = angles + static_cast<size_t>(position) * head_dim;
+  const float* angles_here = angles + static_cast<size_t>(position) * head_dim;
   // Of the slot in the first head of its block: [block, kv_heads, block_size, head_dim].
   const int block = slot / block_size, offset = slot % block_size;
   const size_t base = (static_cast<size_t>(block) * kv_heads * block_size + offset) * head_dim;
   for (int pair = threadIdx.x; pair < heads * pairs; pair += blockDim.x) {
     const int head = pair / pairs, i = pair % pairs * Pack<T>::kLen;
     T* from = row + head * head_dim + i;
-    Halves<T> value = {load_pack(from), load_pack(from + half)};
+    const float* turned_by = head < q_heads + kv_heads ? angles_here + i : nullptr;
+    const Halves<T> value = rotated(Halves<T>{load_pack(from), load_pack(from + half)}, turned_by,
+                                    bias ? bias + head * head_dim + i : nullptr, half);
     T* to = from;
-    if (head < q_heads + kv_heads) value = rotated(value, cosines + i, cosines + half + i);
     if (head >= q_heads) {
       const bool is_k = head < q_heads + kv_heads;
       const int kv_head = head - q_heads - (is_k ? 0 : kv_heads);
@@ -73,13 +79,14 @@ __device__ void rope_and_cache(T* qkv, T* k_cache, T* v_cache, const float* angl
   }
 }
 
-#define ROPE_AND_CACHE(NAME, T)                                                                  \
-  extern "C" __global__ void __launch_bounds__(kRopeThreads)                                     \
-      NAME(T* qkv, T* k_cache, T* v_cache, const float* angles, const int* positions,            \
-           const int* slot_mapping, int q_heads, int kv_heads, int head_dim, int block_size) {   \
-    rope_and_cache<T>(qkv, k_cache, v_cache, angles, positions, slot_mapping, q_heads, kv_heads, \
-                      head_dim, block_size);                                                     \
-  }                                                                                              \
+#define ROPE_AND_CACHE(NAME, T)                                                             \
+  extern "C" __global__ void __launch_bounds__(kRopeThreads)                                \
+      NAME(T* qkv, T* k_cache, T* v_cache, const float* angles, const float* bias,          \
+           const int* positions, const int* slot_mapping, int q_heads, int kv_heads,        \
+           int head_dim, int block_size) {                                                  \
+    rope_and_cache<T>(qkv, k_cache, v_cache, angles, bias, positions, slot_mapping, q_heads, \
+                      kv_heads, head_dim, block_size);                                      \
+  }                                                                                         \
   SIMT_EXPORT(NAME)
 
 ROPE_AND_CACHE(rope_and_cache_f32, float)

@@ -13,6 +13,7 @@ use super::sampler::SampleError;
 use super::scheduler::{Chunk, Scheduler, SchedulerLimits};
 use super::sequence::{Sequence, SequenceId};
 pub use super::step::{CoreStats, DrawnToken, PromptScores, StepOutput, StepReport};
+use super::telemetry::GpuMemoryParts;
 use super::weights::WeightSource;
 use super::{ComputeDtype, EngineConfig, InferError, InferRequest, ModelConfig, StopReason};
 use crate::clock::{Clock, Timestamp};
@@ -90,6 +91,18 @@ impl EngineCore {
         let loaded_at = clock.now();
         let runner = CpuRunner::new(model, model_config, &sizing, pool(config)?)?;
         Ok(Self::assemble(Box::new(runner), loaded_at, &sizing, model_config, config, clock))
+    }
+
+    /// The engine around any runner with a pool of `sizing`.
+    #[cfg(test)]
+    pub(super) fn with_runner(
+        runner: Box<dyn Runner>,
+        sizing: &KvSizing,
+        model_config: &ModelConfig,
+        config: &EngineConfig,
+    ) -> Self {
+        let clock = Clock::manual();
+        Self::assemble(runner, clock.now(), sizing, model_config, config, clock)
     }
 
     fn assemble(
@@ -174,6 +187,12 @@ impl EngineCore {
     #[must_use]
     pub fn weight_memory(&self) -> WeightMemory {
         self.runner.weight_memory()
+    }
+
+    /// What loading made of a GPU's memory, where one computes.
+    #[must_use]
+    pub fn gpu_memory(&self) -> Option<GpuMemoryParts> {
+        self.runner.gpu_memory()
     }
 
     /// Schedules, computes, scores and samples once. Sequences that end, or
@@ -334,7 +353,7 @@ impl From<BlockError> for InferError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use candle_core::{Device, Tensor};
@@ -375,7 +394,7 @@ mod tests {
     }
 
     /// Noise with one weight that is no number.
-    struct Damaged;
+    pub struct Damaged;
 
     impl WeightSource for Damaged {
         fn load(

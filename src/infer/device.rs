@@ -82,6 +82,15 @@ pub struct CudaDevice {
     pub driver_version: u32,
 }
 
+impl CudaDevice {
+    /// Whether it is a program that says what a device would compute: right, and
+    /// its times mean nothing.
+    #[must_use]
+    pub fn is_emulated(&self) -> bool {
+        self.name.starts_with("Emulated")
+    }
+}
+
 /// Why nothing can be computed on a CUDA device.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CudaAbsent {

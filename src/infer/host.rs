@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
 use super::command::Command;
+use super::device::{ComputeDevice, CudaDevice, cuda_devices};
 use super::engine_thread::EngineThread;
 pub use super::generation::{Generation, GenerationEvent, RequestTimings, TokenLogprobs};
 use super::live::Submission;
@@ -217,7 +218,7 @@ impl EngineHost {
     /// `num_blocks`, `kv_bytes`, `max_num_seqs`, `max_num_batched_tokens`,
     /// `max_queue`, `enable_prefix_caching`, `device`, `dtype` (computed in), `dtype_from` (`weights`, or
     /// `setting` if it was asked for), `weights` (as stored, `dummy` for noise), `weight_bytes` (as
-    /// stored) and `threads`. All are known without loading.
+    /// stored) and `threads`; on a GPU also `gpu` (its name), `gpu_memory_utilization` and `cuda_graphs`. All are known without loading.
     #[must_use]
     pub fn settings(&self) -> BTreeMap<String, String> {
         let Shared { placement, config, stored_dtype, stored_bytes, .. } = &*self.shared;
@@ -245,8 +246,27 @@ impl EngineHost {
             .into_iter()
             .map(|(name, value)| (name, value.to_string()))
             .chain(words)
+            .chain(self.gpu_settings())
             .map(|(name, value)| (name.to_owned(), value))
             .collect()
+    }
+
+    /// What is set where a GPU computes.
+    fn gpu_settings(&self) -> Vec<(&'static str, String)> {
+        let Some(gpu) = self.gpu() else { return Vec::new() };
+        let config = &self.shared.config;
+        vec![
+            ("gpu", gpu.name),
+            ("gpu_memory_utilization", config.gpu_memory_utilization.to_string()),
+            ("cuda_graphs", config.cuda_graphs.to_string()),
+        ]
+    }
+
+    /// The GPU that computes, where one does.
+    #[must_use]
+    pub fn gpu(&self) -> Option<CudaDevice> {
+        let ComputeDevice::Cuda(number) = self.shared.placement.device else { return None };
+        cuda_devices().ok()?.into_iter().nth(number)
     }
 
     /// Longest sequence it accepts, in tokens.

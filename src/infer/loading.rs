@@ -37,17 +37,20 @@ impl Loaded {
             let took = ended.since(started_at);
             EngineEvent::Load(LoadPhase { kind, started_at, took, bytes: Some(bytes) })
         };
-        let events = vec![
+        let mut events = vec![
             phase(LoadPhaseKind::Weights, started, weights_at, weights.stored_bytes()),
             phase(LoadPhaseKind::KvPool, weights_at, ended, kv_bytes),
-            EngineEvent::Memory(MemoryParts {
+        ];
+        events.push(match core.gpu_memory() {
+            Some(parts) => EngineEvent::GpuMemory(parts),
+            None => EngineEvent::Memory(MemoryParts {
                 at: ended,
                 weight_bytes: core.weight_memory().total as u64,
                 kv_bytes,
                 resident_before,
                 resident_after: sink.and_then(Sink::resident_bytes),
             }),
-        ];
+        });
         Ok(Self { core, started, ended, events })
     }
 }

@@ -13,6 +13,7 @@ use super::readout::{self, Readout};
 use super::sampler::SampleError;
 use super::scheduler::Chunk;
 use super::sequence::Sequence;
+use super::telemetry::GpuMemoryParts;
 use super::{InferError, ModelConfig};
 
 /// Executes one step at a time, in two halves: between them the engine keeps its
@@ -43,6 +44,11 @@ pub(super) trait Runner: Send {
 
     /// Bytes of the weights where they are multiplied.
     fn weight_memory(&self) -> WeightMemory;
+
+    /// What loading made of a GPU's memory, where one computes.
+    fn gpu_memory(&self) -> Option<GpuMemoryParts> {
+        None
+    }
 }
 
 /// A model on this machine's processors, K and V in its memory.

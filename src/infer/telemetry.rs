@@ -32,6 +32,8 @@ pub enum EngineEvent {
     Load(LoadPhase),
     /// Weights and pool are in memory.
     Memory(MemoryParts),
+    /// Weights and pool are on a GPU.
+    GpuMemory(GpuMemoryParts),
 }
 
 /// One step in numbers.
@@ -115,6 +117,34 @@ pub struct MemoryParts {
     pub resident_before: Option<u64>,
     /// Resident memory of the whole process after loading.
     pub resident_after: Option<u64>,
+}
+
+/// A GPU's memory by part, taken as loading ended:
+/// `total = weights + kv + activations + graphs + context + other + free`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuMemoryParts {
+    /// When.
+    pub at: Timestamp,
+    /// All of it, as the driver counts it.
+    pub total_bytes: u64,
+    /// Matrices, norms and rotary angles.
+    pub weight_bytes: u64,
+    /// The KV pool.
+    pub kv_bytes: u64,
+    /// Buffers of a step, and the workspace of its products.
+    pub activation_bytes: u64,
+    /// What recording decode steps took.
+    pub graph_bytes: u64,
+    /// Recorded decode steps, one for each size of batch.
+    pub num_graphs: u64,
+    /// In use when this engine had a context and nothing in it: the context, and
+    /// whatever other processes hold.
+    pub context_bytes: u64,
+    /// What is in use beyond these parts: code of kernels and libraries, and the
+    /// rounding of allocations; less than nothing where others gave memory back.
+    pub other_bytes: i64,
+    /// In use by nobody.
+    pub free_bytes: u64,
 }
 
 /// The reader's end. Dropping it ends the telling.

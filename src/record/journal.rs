@@ -72,6 +72,14 @@ pub enum JournalEvent {
         /// Resident memory of the whole process after loading.
         rss_after_bytes: Option<u64>,
     },
+    /// Memory of a GPU by part, as an engine in this process had loaded on it.
+    GpuMemory {
+        /// Index of the engine in the manifest.
+        engine: u32,
+        /// The parts.
+        #[serde(flatten)]
+        memory: GpuMemory,
+    },
     /// Steps or phases were not fetched in time and are in no file.
     TelemetryLost {
         /// Index of the engine in the manifest.
@@ -83,4 +91,27 @@ pub enum JournalEvent {
     Interrupted,
     /// The last line of a run that ended by itself.
     RunFinished,
+}
+
+/// A GPU's memory: the parts add up to the total.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuMemory {
+    /// All of it, as the driver counts it.
+    pub total_bytes: u64,
+    /// Weights as the kernels compute with them.
+    pub weight_bytes: u64,
+    /// The KV pool.
+    pub kv_bytes: u64,
+    /// Buffers of a step, and the workspace of its products.
+    pub activation_bytes: u64,
+    /// Recorded decode steps.
+    pub graph_bytes: u64,
+    /// How many they are, one for each size of batch.
+    pub num_graphs: u64,
+    /// In use before anything was loaded: the engine's context, and other processes.
+    pub context_bytes: u64,
+    /// In use beyond these parts; negative where others gave memory back meanwhile.
+    pub other_bytes: i64,
+    /// In use by nobody.
+    pub free_bytes: u64,
 }

@@ -8,7 +8,7 @@ pub mod run_dir;
 pub mod step;
 pub mod writer;
 
-pub use journal::{JournalEntry, JournalEvent};
+pub use journal::{GpuMemory, JournalEntry, JournalEvent};
 pub use manifest::{CaseRecord, EngineRecord, Machine, Manifest};
 pub use request::{CountSource, EventRecord, Outcome, RequestRecord};
 pub use run_dir::{Recorder, RunData, RunDirError};

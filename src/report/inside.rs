@@ -1,19 +1,19 @@
 //! What engines in this process told of themselves, as tables.
 
-use crate::record::LoadPhaseKind;
+use crate::record::{GpuMemory, LoadPhaseKind};
 use crate::stats::inside::{Inside, LoadSummary, MemorySummary};
 use crate::units::{format_bytes, format_significant};
 
 use super::numbers::{Scale, reason};
 use super::table::{Cell, Column, Table};
 
-/// Steps and blocks, memory by part, phases of loading; none where nobody told.
+/// Steps and blocks, memory by part, of a GPU too, phases of loading; none where nobody told.
 #[must_use]
 pub fn tables(engines: &[Inside]) -> Vec<Table> {
     if engines.is_empty() {
         return Vec::new();
     }
-    let mut tables = vec![steps(engines), memory(engines), load(engines)];
+    let mut tables = vec![steps(engines), memory(engines), gpu_memory(engines), load(engines)];
     tables.retain(|table| !table.rows.is_empty());
     tables
 }
@@ -112,6 +112,31 @@ fn memory(engines: &[Inside]) -> Table {
     };
     let rows = engines.iter().filter_map(|e| Some(row(e, e.memory.as_ref()?))).collect();
     Table { caption: "memory by part".to_owned(), columns, rows, ..Table::default() }
+}
+
+fn gpu_memory(engines: &[Inside]) -> Table {
+    let mut columns = vec![Column::words("engine")];
+    let parts =
+        ["total", "weights", "KV pool", "activations", "graphs", "context", "other", "free"];
+    columns.extend(parts.map(|part| Column::numbers(part, "", 0)));
+    let row = |engine: &Inside, memory: &GpuMemory| {
+        let sign = if memory.other_bytes < 0 { "-" } else { "" };
+        let mut cells = vec![Cell::new(engine.engine.as_str())];
+        let before = [
+            memory.total_bytes,
+            memory.weight_bytes,
+            memory.kv_bytes,
+            memory.activation_bytes,
+            memory.graph_bytes,
+            memory.context_bytes,
+        ];
+        cells.extend(before.map(|bytes| Cell::new(format_bytes(bytes))));
+        cells.push(Cell::new(format!("{sign}{}", format_bytes(memory.other_bytes.unsigned_abs()))));
+        cells.push(Cell::new(format_bytes(memory.free_bytes)));
+        cells
+    };
+    let rows = engines.iter().filter_map(|e| Some(row(e, e.gpu_memory.as_ref()?))).collect();
+    Table { caption: "GPU memory by part".to_owned(), columns, rows, ..Table::default() }
 }
 
 fn load(engines: &[Inside]) -> Table {

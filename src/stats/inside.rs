@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::record::{JournalEvent, LoadPhaseKind, RunData, StepRecord};
+use crate::record::{GpuMemory, JournalEvent, LoadPhaseKind, RunData, StepRecord};
 
 use super::case::CaseRequests;
 use super::distribution::{distribution, mean};
@@ -39,6 +39,8 @@ pub struct Inside {
     pub load: Vec<LoadSummary>,
     /// Memory by part; absent where nothing was loaded.
     pub memory: Option<MemorySummary>,
+    /// Memory of a GPU by part, of the first load; absent where none was loaded on.
+    pub gpu_memory: Option<GpuMemory>,
 }
 
 /// One phase of loading over all loads of a run.
@@ -86,7 +88,8 @@ pub fn summarise(run: &RunData, grouped: &[CaseRequests<'_>]) -> Vec<Inside> {
         let steps: Vec<_> = run.steps.iter().filter(|step| step.engine == index).collect();
         let load = load(run, index);
         let memory = memory(run, index, &steps);
-        if steps.is_empty() && load.is_empty() && memory.is_none() {
+        let gpu_memory = gpu_memory(run, index);
+        if steps.is_empty() && load.is_empty() && memory.is_none() && gpu_memory.is_none() {
             return None;
         }
         let of_engine = grouped.iter().filter(|group| group.record.engine == record.spec.name);
@@ -113,6 +116,7 @@ pub fn summarise(run: &RunData, grouped: &[CaseRequests<'_>]) -> Vec<Inside> {
             cached_tokens: counts.iter().map(|(_, cached)| u64::from(*cached)).sum(),
             load,
             memory,
+            gpu_memory,
         })
     };
     (0..).zip(&run.manifest.engines).filter_map(engine).collect()
@@ -161,6 +165,14 @@ fn load(run: &RunData, index: u32) -> Vec<LoadSummary> {
         })
     };
     kinds.into_iter().filter_map(summary).collect()
+}
+
+/// Of the first load, as the other memory is.
+fn gpu_memory(run: &RunData, index: u32) -> Option<GpuMemory> {
+    run.journal.iter().find_map(|entry| match entry.event {
+        JournalEvent::GpuMemory { engine, memory } if engine == index => Some(memory),
+        _ => None,
+    })
 }
 
 /// Of the first load: later ones reuse what earlier ones freed.

@@ -42,6 +42,10 @@ pub enum WarningClass {
     CountSource,
     /// Weights are noise: speeds are real, texts are not.
     DummyWeights,
+    /// The GPU was emulated: times mean nothing.
+    EmulatedGpu,
+    /// Decode steps on a GPU were submitted operation by operation.
+    NoCudaGraphs,
     /// The opening burst was spread more than 1 % of the median TTFT.
     SendSpread,
     /// The machine was busy when the run began.

@@ -6,6 +6,8 @@
 mod build_script;
 mod cli;
 mod contract;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod engine;
 mod golden;
 mod metamorphic;

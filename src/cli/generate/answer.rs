@@ -18,6 +18,8 @@ pub(super) struct Answer {
     /// Precision that the weights are computed in.
     pub(super) weights: String,
     pub(super) dummy_weights: bool,
+    /// Name of the GPU that computed, where one did.
+    pub(super) gpu: Option<String>,
     pub(super) max_model_len: usize,
     pub(super) prompt_ids: Vec<u32>,
     /// Prompt tokens taken from the prefix cache.
@@ -56,11 +58,12 @@ pub(super) struct TopRow {
     pub(super) logprob: f32,
 }
 
-/// Milliseconds; absent where the generation did not get so far.
-#[derive(Debug, Serialize)]
+/// Milliseconds; absent where the generation did not get so far, or where an
+/// emulated device computed.
+#[derive(Debug, Default, Serialize)]
 pub(super) struct Timings {
     /// Weights read and laid out, before the prompt was sent.
-    load_ms: f64,
+    load_ms: Option<f64>,
     /// Sent to first scheduled.
     queue_ms: Option<f64>,
     /// Sent to first token, with warm weights.
@@ -136,7 +139,7 @@ impl Collected {
         let num_tokens = first.map_or(0, |sample| sample.tokens.len());
         let reported = self.done.map(|done| done.timings);
         Timings {
-            load_ms: millis(load),
+            load_ms: Some(millis(load)),
             queue_ms: reported.map(|timings| millis(timings.queue)),
             ttft_ms: first_at.map(|at| millis(at.since(sent_at))),
             prefill_ms: reported.map(|timings| millis(timings.prefill)),
@@ -206,11 +209,12 @@ impl Answer {
         } else {
             format!("{num_tokens} tokens ({})", self.first.finish_reason)
         };
+        let gpu = self.gpu.as_ref().map_or_else(String::new, |gpu| format!(" on {gpu}"));
         format!(
-            "{} prompt tokens{cached}, {tokens}, {}{}{}{speed}",
+            "{} prompt tokens{cached}, {tokens}, {}{gpu}{}{}{speed}",
             self.prompt_ids.len(),
             self.weights,
-            part("load", Some(timings.load_ms)),
+            part("load", timings.load_ms),
             part("TTFT", timings.ttft_ms),
         )
     }

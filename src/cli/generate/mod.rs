@@ -10,11 +10,12 @@ use anyhow::Context as _;
 use clap::{ArgGroup, Args};
 use tokio_util::sync::CancellationToken;
 
-use self::answer::{Answer, Collected, Done, Token};
+use self::answer::{Answer, Collected, Done, Timings, Token};
 use self::score::Scored;
 use super::embedded::{self, EmbeddedArgs, Opened};
 use super::{ExitStatus, Failure, Global, interrupt, output};
 use crate::clock::{Clock, Timestamp};
+use crate::infer::device::CudaDevice;
 use crate::infer::{
     ChatMessage, Generation, GenerationEvent, InferRequest, SamplingParams, Tokenizer, stop,
 };
@@ -146,17 +147,24 @@ impl Generate {
         let ended = self.follow(generation, cancel, &mut collected).await;
         let tokenizer = self.sampling.logprobs.map(|_| host.tokenizer());
         let rows = collected.rows(tokenizer);
+        let gpu = host.gpu();
+        let is_emulated = gpu.as_ref().is_some_and(CudaDevice::is_emulated);
         let answer = Answer {
             model: self.engine.model().to_owned(),
             origin,
             weights: host.precision(),
             dummy_weights: host.is_dummy(),
+            gpu: gpu.map(|gpu| gpu.name),
             max_model_len: host.max_model_len(),
             prompt_ids,
             num_cached_tokens: collected.done.map(|done| done.num_cached_tokens),
             first: rows.first().cloned().unwrap_or_default(),
             samples: (num_samples > 1).then_some(rows),
-            timings: collected.timings(load_time, sent_at),
+            timings: if is_emulated {
+                Timings::default()
+            } else {
+                collected.timings(load_time, sent_at)
+            },
         };
         self.print(&answer)?;
         ended

@@ -2,6 +2,7 @@
 //! pure function of the run; wording lives beside the finding, rendering elsewhere.
 
 mod fairness;
+mod gpu;
 mod measurement;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ pub fn find(
         warnings.extend(measurement::failures(&facts, engine));
         warnings.extend(fairness::other_model(&facts, engine));
         warnings.extend(fairness::dummy_weights(engine));
+        warnings.extend(gpu::emulated(engine));
+        warnings.extend(gpu::no_graphs(run, engine));
         warnings.extend(fairness::short_outputs(&facts, engine));
         warnings.extend(fairness::prefix_cache_hit(&facts, engine));
         warnings.extend(measurement::multi_token_chunks(&facts, engine));

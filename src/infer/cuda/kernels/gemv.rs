@@ -1,6 +1,7 @@
 //! Products of few rows, which only read matrices; see
 //! [`crate::infer::ops::Linear`] and [`crate::infer::ops::GatedLinear`].
 
+use crate::infer::cuda::device::Product;
 use crate::infer::cuda::launch::by_element;
 use crate::infer::cuda::{Element, Launch, LaunchError, View};
 
@@ -13,34 +14,14 @@ const THREADS: usize = 128;
 /// `kGemvRows` of the kernel: rows of the matrix that a block multiplies.
 const BLOCK_ROWS: usize = 4;
 
-/// Where a product goes, `[m, n]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Product {
-    /// Stored in the type of `x`.
-    Rounded {
-        /// `[m, n]` of the type of `x`.
-        out: View,
-        /// `[n]` of f32, added before rounding.
-        bias: Option<View>,
-    },
-    /// Added to f32, `[m, n]`: the residual stream.
-    Added(View),
-    /// Stored in f32, `[m, n]`: logits.
-    Wide(View),
-}
-
-/// `x w^T` of `x`, `[m, k]`, and `w`, `[n, k]`, both f32, f16 or bf16, for `m` of
-/// at most [`MAX_ROWS`]. A row has the bits that it has alone.
+/// The product of at most [`MAX_ROWS`] rows. A row has the bits that it has alone.
 ///
 /// # Errors
-/// [`LaunchError`] when a view does not fit, `m` is too large, or a row of `x` is
-/// not made of whole 16 bytes.
-pub fn gemv(
-    x: View,
-    w: View,
-    product: Product,
-    [m, n, k]: [usize; 3],
-) -> Result<Launch, LaunchError> {
+/// [`LaunchError`] when a view does not fit, there are too many rows, or a row of
+/// `x` is not made of whole 16 bytes.
+pub fn gemv(product: &Product) -> Result<Launch, LaunchError> {
+    product.check()?;
+    let Product { x, w, out, shape: [m, n, k], add } = *product;
     let element = x.element;
     let function = match m {
         1 => by_element!("gemv1", element),
@@ -50,21 +31,17 @@ pub fn gemv(
         _ => Err(too_many(m)),
     }?;
     // As `GemvMode` of the kernel.
-    let (out, out_element, bias, mode) = match product {
-        Product::Rounded { out, bias } => (out, element, bias, 0),
-        Product::Added(out) => (out, Element::F32, None, 1),
-        Product::Wide(out) => (out, Element::F32, None, 2),
-    };
-    let bias = match bias {
-        Some(bias) => bias.expect("bias", Element::F32, n)?,
-        None => 0,
+    let mode = match (add, out.element) {
+        (true, Element::F32) => 1,
+        (true, other) => return Err(LaunchError(format!("gemv adds to F32, got {other:?}"))),
+        (false, Element::F32) => 2,
+        (false, _) => 0,
     };
     check_width(k, element)?;
     Launch::new("gemv", function, [n.div_ceil(BLOCK_ROWS), 1, 1], [THREADS, 1, 1])?
-        .arg(x.expect("x", element, m * k)?)
-        .arg(w.expect("w", element, n * k)?)
-        .arg(bias)
-        .arg(out.expect("out", out_element, m * n)?)
+        .arg(x.ptr)
+        .arg(w.ptr)
+        .arg(out.ptr)
         .int(n)?
         .int(k)?
         .int(mode)
@@ -149,30 +126,23 @@ mod tests {
             for (element, tolerance) in ELEMENTS {
                 let (x, w) = operands([m, n, k], element);
                 let sums = reference(&x, &w, k);
-                let run = |start: Values, product: &dyn Fn(View) -> Product| {
+                let run = |start: Values, add| {
                     let [out] = every_order([start], |[out]| {
-                        vec![gemv(x.view(), w.view(), product(out), [m, n, k]).unwrap()]
+                        let (x, w) = (x.view(), w.view());
+                        vec![gemv(&Product { x, w, out, shape: [m, n, k], add }).unwrap()]
                     });
                     out
                 };
-                let rounded = |bias| move |out| Product::Rounded { out, bias };
-                let out = run(Values::nan(m * n, element), &rounded(None));
+                let out = run(Values::nan(m * n, element), false);
                 out.assert_close(&narrow(sums.iter().copied()), tolerance);
 
-                let bias = Values::noise(n, 1.0, 5);
-                let biases = bias.to_f32();
-                let expected = sums.iter().zip(biases.iter().cycle());
-                let expected = narrow(expected.map(|(sum, bias)| sum + f64::from(*bias)));
-                let out = run(Values::nan(m * n, element), &rounded(Some(bias.view())));
-                out.assert_close(&expected, tolerance);
-
-                let out = run(Values::nan(m * n, Element::F32), &Product::Wide);
+                let out = run(Values::nan(m * n, Element::F32), false);
                 out.assert_close(&narrow(sums.iter().copied()), 2e-6);
 
                 let before = Values::noise(m * n, 1.0, 6);
                 let expected = sums.iter().zip(before.to_f32());
                 let expected = narrow(expected.map(|(sum, before)| sum + f64::from(before)));
-                let out = run(before, &Product::Added);
+                let out = run(before, true);
                 out.assert_close(&expected, 2e-6);
             }
         }
@@ -204,7 +174,8 @@ mod tests {
             let wide = |m, row, n| {
                 let [out] = every_order([Values::nan(m * n, Element::F32)], |[out]| {
                     let x = x.view().slice(row * k, m * k).unwrap();
-                    vec![gemv(x, w.view(), Product::Wide(out), [m, n, k]).unwrap()]
+                    let w = w.view();
+                    vec![gemv(&Product { x, w, out, shape: [m, n, k], add: false }).unwrap()]
                 });
                 out.to_f32()
             };
@@ -254,19 +225,17 @@ mod tests {
     #[test]
     fn views_that_do_not_fit_are_refused_by_name() {
         let view = |element, len| View { ptr: 0, len, element };
-        let out = Product::Wide(view(Element::F32, 6));
-        let refusal = |x, w, product, m, k| {
-            gemv(view(Element::F16, x), view(Element::F16, w), product, [m, 3, k]).unwrap_err().0
+        let refusal = |x, w, out, m, k| {
+            let (x, w) = (view(Element::F16, x), view(Element::F16, w));
+            gemv(&Product { x, w, out, shape: [m, 3, k], add: true }).unwrap_err().0
         };
+        let out = view(Element::F32, 6);
         assert!(refusal(15, 24, out, 2, 8).contains("x must hold 16"));
         assert!(refusal(16, 23, out, 2, 8).contains("w must hold 24"));
-        assert!(refusal(16, 24, Product::Wide(view(Element::F16, 6)), 2, 8).contains("be F32"));
-        assert!(refusal(16, 24, Product::Added(view(Element::F32, 5)), 2, 8).contains("hold 6"));
-        assert!(refusal(99, 99, out, 5, 8).contains("1 to 4 rows, got 5"));
+        assert!(refusal(16, 24, view(Element::F16, 6), 2, 8).contains("adds to F32"));
+        assert!(refusal(16, 24, view(Element::F32, 5), 2, 8).contains("hold 6"));
+        assert!(refusal(99, 99, view(Element::F32, 15), 5, 8).contains("1 to 4 rows, got 5"));
         assert!(refusal(99, 99, out, 2, 4).contains("multiple of 8"));
-        let bias = Some(view(Element::F32, 2));
-        let biased = Product::Rounded { out: view(Element::F16, 6), bias };
-        assert!(refusal(16, 24, biased, 2, 8).contains("bias must hold 3"));
         let gated = |w, out| {
             let view = |len| view(Element::Bf16, len);
             gated_gemv(view(16), view(w), view(out), [2, 3, 8]).unwrap_err().0

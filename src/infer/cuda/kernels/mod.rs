@@ -13,7 +13,7 @@ pub mod silu_mul;
 
 pub use decode_attention::DecodeAttention;
 pub use embedding::embedding;
-pub use gemv::{Product, gated_gemv, gemv};
+pub use gemv::{gated_gemv, gemv};
 pub use prefill_attention::{PrefillAttention, prefill_attention};
 pub use rms_norm::rms_norm;
 pub use rope_and_cache::{RopeShape, rope_and_cache};

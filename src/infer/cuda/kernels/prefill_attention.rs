@@ -66,6 +66,12 @@ pub fn tiles(query_lens: &[usize], seq_lens: &[usize], group: usize) -> Vec<[usi
     tiles
 }
 
+/// Whether there is a kernel for heads of this size and type.
+#[must_use]
+pub fn supports(head_dim: usize, element: Element) -> bool {
+    function(head_dim, element).is_ok()
+}
+
 /// Attention of every tile.
 ///
 /// # Errors
@@ -204,7 +210,7 @@ mod tests {
         /// K (0) or V (1) of a chunk, `[keys, num_kv_heads, head_dim]`.
         fn kv(&self, chunk: Chunk, which: usize) -> Vec<f32> {
             let row = self.num_kv_heads * self.head_dim;
-            let seed = (which + 1) << 20 | chunk.text * 4096;
+            let seed = ((which + 1) << 20) + chunk.text * 4096;
             (0..chunk.num_keys()).flat_map(|at| self.noise(row, 1.5, seed + at)).collect()
         }
 
@@ -467,9 +473,7 @@ mod tests {
         // A value past the end has weight 0, but may be NaN.
         noticed("first_key + key + i * kStep < num_keys", 0, "true");
         noticed("> seen) scores", 0, ">= seen) scores");
-        noticed("> seen) scores", 0, "> seen + 1) scores");
         noticed("first_key + kKeys - 1 > first_seen", 0, "first_key + kKeys > num_keys");
-        noticed("output[i / 2][half * 2 + i % 2] *= factor", 0, "");
     }
 
     #[test]

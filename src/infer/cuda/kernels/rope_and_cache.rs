@@ -22,7 +22,8 @@ pub struct RopeShape {
     pub block_size: usize,
 }
 
-/// Rotates q of `qkv`, `[rows, q_heads + 2 * kv_heads, head_dim]` of f32, f16 or
+/// Adds `bias`, `[q_heads + 2 * kv_heads, head_dim]` of f32, where there is one,
+/// and rotates q of `qkv`, `[rows, q_heads + 2 * kv_heads, head_dim]` of f32, f16 or
 /// bf16, in place, and writes k, rotated, and v to their slots of a layer's K
 /// and V, each `[num_blocks, kv_heads, block_size, head_dim]` of the same type;
 /// k and v of `qkv` stay as they are. `angles` are those of
@@ -37,6 +38,7 @@ pub fn rope_and_cache(
     qkv: View,
     [k_cache, v_cache]: [View; 2],
     angles: View,
+    bias: Option<View>,
     [positions, slot_mapping]: [View; 2],
     shape: RopeShape,
 ) -> Result<Launch, LaunchError> {
@@ -54,6 +56,10 @@ pub fn rope_and_cache(
     let element = qkv.element;
     let function = by_element!("rope_and_cache", element)?;
     let heads = q_heads + 2 * kv_heads;
+    let bias = match bias {
+        Some(bias) => bias.expect("bias", Element::F32, heads * head_dim)?,
+        None => 0,
+    };
     let pairs = heads * (head_dim / 2 / (16 / element.num_bytes()));
     let threads = pairs.next_multiple_of(32).min(MAX_THREADS);
     Launch::new("rope_and_cache", function, [rows, 1, 1], [threads, 1, 1])?
@@ -61,6 +67,7 @@ pub fn rope_and_cache(
         .arg(k_cache.expect("k_cache", element, block)?)
         .arg(v_cache.expect("v_cache", element, block)?)
         .arg(angles.expect("angles", Element::F32, head_dim)?)
+        .arg(bias)
         .arg(positions.expect("positions", Element::I32, rows)?)
         .arg(slot_mapping.expect("slot_mapping", Element::I32, rows)?)
         .int(q_heads)?
@@ -135,13 +142,16 @@ mod tests {
 
         /// qkv, K and V in the kernel's order after the CPU op; NaN where
         /// nothing was written.
-        fn twin(&self, qkv: &Values) -> [Vec<f32>; 3] {
+        fn twin(&self, qkv: &Values, bias: Option<&Values>) -> [Vec<f32>; 3] {
             let RopeShape { rows, kv_heads, head_dim, block_size, .. } = self.shape;
             let width = qkv.to_f32().len() / rows;
             let values = qkv.to_f32();
             let kept: Vec<usize> = (0..rows).filter(|row| self.slots[*row].is_some()).collect();
-            let of_kept: Vec<f32> =
+            let mut of_kept: Vec<f32> =
                 kept.iter().flat_map(|row| values[row * width..][..width].to_vec()).collect();
+            if let Some(bias) = bias.map(Values::to_f32) {
+                of_kept.iter_mut().zip(bias.iter().cycle()).for_each(|(x, bias)| *x += bias);
+            }
             let shape = (kept.len(), width / head_dim, head_dim);
             let rotated = Tensor::from_vec(of_kept, shape, &Device::Cpu).unwrap();
             let nan = |shape| Tensor::full(f32::NAN, shape, &Device::Cpu).unwrap();
@@ -166,7 +176,7 @@ mod tests {
             [out, flat(&k), flat(&v)]
         }
 
-        fn check(&self, element: Element, tolerance: f32) {
+        fn check(&self, element: Element, tolerance: f32, bias: Option<&Values>) {
             let RopeShape { kv_heads, head_dim, block_size, .. } = self.shape;
             let ints = |values: Vec<i64>| {
                 let narrow = values.into_iter().map(|value| i32::try_from(value).unwrap());
@@ -185,9 +195,11 @@ mod tests {
             let buffers = [qkv.clone(), cache.clone(), cache];
             let found = every_order(buffers, |[qkv, k, v]| {
                 let indices = [positions.view(), slots.view()];
-                vec![rope_and_cache(qkv, [k, v], angles.view(), indices, self.shape).unwrap()]
+                let bias = bias.map(Values::view);
+                let angles = angles.view();
+                vec![rope_and_cache(qkv, [k, v], angles, bias, indices, self.shape).unwrap()]
             });
-            for (found, expected) in found.iter().zip(self.twin(&qkv)) {
+            for (found, expected) in found.iter().zip(self.twin(&qkv, bias)) {
                 let (found, written): (Vec<f32>, Vec<f32>) = found
                     .to_f32()
                     .iter()
@@ -215,10 +227,12 @@ mod tests {
         {
             let shape = RopeShape { rows, q_heads, kv_heads, head_dim, block_size };
             let batch = Batch::random(shape, num_blocks, seed as u64);
+            let bias = Values::noise((q_heads + 2 * kv_heads) * head_dim, 1.0, 9);
+            let bias = (seed % 2 == 1).then_some(&bias);
             for (element, tolerance) in
                 [(Element::F32, 1e-6), (Element::F16, 6e-4), (Element::Bf16, 4e-3)]
             {
-                batch.check(element, tolerance);
+                batch.check(element, tolerance, bias);
             }
         }
     }
@@ -235,9 +249,10 @@ mod tests {
         let test = rows_land_as_the_cpu_op_has_them_and_nowhere_else;
         let survives = |from, to| survives("rope_and_cache.cu", from, 0, to, test);
         assert!(
-            !survives("head < q_heads + kv_heads) value", "head < q_heads) value"),
+            !survives("head < q_heads + kv_heads ? angles", "head < q_heads ? angles"),
             "k as it was"
         );
+        assert!(!survives("bias + head * head_dim", "bias"), "another head's bias");
         assert!(!survives("+= blockDim.x", "+= 100000"), "a row longer than its block");
         assert!(
             !survives("= slot_mapping[blockIdx.x]", "= max(slot_mapping[blockIdx.x], 0)"),
@@ -254,7 +269,8 @@ mod tests {
             let caches = [view(Element::F16, k), view(Element::F16, v)];
             let indices = [view(Element::I32, positions), view(Element::I32, 2)];
             let angles = view(Element::F32, angles);
-            rope_and_cache(view(Element::F16, qkv), caches, angles, indices, shape).map_err(|e| e.0)
+            let qkv = view(Element::F16, qkv);
+            rope_and_cache(qkv, caches, angles, None, indices, shape).map_err(|e| e.0)
         };
         assert!(refusal(128, 256, 256, 16, 2, shape).is_ok());
         let contains = |result: Result<Launch, String>, text| result.unwrap_err().contains(text);

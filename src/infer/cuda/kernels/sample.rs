@@ -86,13 +86,14 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::infer::cuda::simt::{Values, every_order, sanitized, survives};
+    use crate::infer::cuda::simt::{Values, every_order, one_order, sanitized, survives};
     use crate::infer::sampler;
 
     /// Logits of a row, and how it is drawn from; `None` is a padding row.
     type Row = (Vec<f32>, Option<(SamplingParams, usize)>);
 
-    /// What the kernel draws from rows of one length, the same in every order.
+    /// What the kernel draws from rows of one length: few of them the same in
+    /// every order of threads.
     fn drawn(rows: &[Row]) -> Vec<u32> {
         let vocab = rows[0].0.len();
         let logits: Vec<f32> = rows.iter().flat_map(|(logits, _)| logits).copied().collect();
@@ -102,9 +103,12 @@ mod tests {
             None => PADDING.words(),
         });
         let params = Values::ints(&params.collect::<Vec<_>>());
-        let [out] = every_order([Values::nan(rows.len(), Element::U32)], |[out]| {
+        let out = [Values::nan(rows.len(), Element::U32)];
+        let launches = |[out]: [View; 1]| {
             vec![sample(logits.view(), params.view(), out, [rows.len(), vocab]).unwrap()]
-        });
+        };
+        let [out] =
+            if rows.len() <= 40 { every_order(out, launches) } else { one_order(out, launches) };
         out.to_ints().into_iter().map(i32::cast_unsigned).collect()
     }
 
@@ -132,6 +136,7 @@ mod tests {
             4 => row.fill(-1.5),
             5 => row[vocab / 3] = 1e6,
             6 => row.iter_mut().for_each(|logit| *logit *= 1e4),
+            7 => row.iter_mut().for_each(|logit| *logit = 0.0_f32.copysign(*logit)),
             _ => {}
         }
         row
@@ -152,7 +157,7 @@ mod tests {
     fn mixed(rows: usize, vocab: usize, seed: u64) -> Vec<Row> {
         let mut generator = ChaCha8Rng::seed_from_u64(seed);
         let row = |at| {
-            let row = logits(at % 8, vocab, &mut generator);
+            let row = logits(at % 9, vocab, &mut generator);
             let draw = (sampling(&mut generator, vocab), generator.random_range(0..1000));
             // A row that must not be read.
             if at % 17 == 5 { (vec![f32::NAN; vocab], None) } else { (row, Some(draw)) }
@@ -169,16 +174,45 @@ mod tests {
 
     #[test]
     fn many_rows_of_all_kinds_equal_the_cpu() {
-        for (rows, vocab) in [(800, 97), (400, 334), (100, 2501)] {
+        for (rows, vocab) in [(350, 97), (150, 334), (50, 2501)] {
             assert_as_on_the_cpu(&mixed(rows, vocab, 2));
         }
     }
 
     #[test]
     fn a_vocabulary_of_128256_equals_the_cpu() {
-        let mut rows = mixed(8, 128_256, 3);
+        let mut rows = mixed(9, 128_256, 3);
         rows[1].1 = Some((SamplingParams { temperature: 1.0, ..SamplingParams::default() }, 4));
         assert_as_on_the_cpu(&rows);
+    }
+
+    /// The same logits at 40 positions.
+    fn assert_draws_as_on_the_cpu(logits: &[f32], top_k: Option<usize>, top_p: f64) {
+        let params = SamplingParams { temperature: 1.0, top_k, top_p, seed: 3 };
+        let rows: Vec<Row> = (0..40).map(|at| (logits.to_vec(), Some((params, at)))).collect();
+        assert_as_on_the_cpu(&rows);
+    }
+
+    #[test]
+    fn a_long_tail_is_summed_as_on_the_cpu() {
+        // Weights of 2^31.5 out of 2^44, so that every second addition carries.
+        let mut logits = vec![-8.7; 531];
+        logits[200] = 0.0;
+        assert_draws_as_on_the_cpu(&logits, None, 0.99);
+    }
+
+    #[test]
+    fn zeros_of_both_signs_are_equals() {
+        let logits: Vec<f32> = (0..100).map(|id| 0.0_f32.copysign((id % 2) as f32 - 0.5)).collect();
+        assert_draws_as_on_the_cpu(&logits, Some(60), 0.9);
+    }
+
+    #[test]
+    fn equals_are_cut_by_their_ids() {
+        let logits: Vec<f32> = (0..100).map(|id| (id % 2) as f32).collect();
+        assert_draws_as_on_the_cpu(&logits, Some(60), 0.9);
+        assert_draws_as_on_the_cpu(&logits, Some(60), 1.0);
+        assert_draws_as_on_the_cpu(&logits, Some(20), 0.5);
     }
 
     #[test]
@@ -209,7 +243,7 @@ mod tests {
         let mut generator = ChaCha8Rng::seed_from_u64(4);
         let row = |temperature| {
             let params = SamplingParams { temperature, seed: 5, ..SamplingParams::default() };
-            (logits(7, 300, &mut generator), Some((params, 9)))
+            (logits(8, 300, &mut generator), Some((params, 9)))
         };
         let rows: Vec<Row> = [1e-300, 1e-30, 1e-3, 50.0, 1e6, 1e300].map(row).into();
         assert_as_on_the_cpu(&rows);
@@ -247,12 +281,12 @@ mod tests {
         let logits = vec![0.0, 2_f32.ln(), f32::NEG_INFINITY, 5_f32.ln()];
         let params = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
         let rows: Vec<Row> =
-            (0..800).map(|position| (logits.clone(), Some((params, position)))).collect();
+            (0..400).map(|position| (logits.clone(), Some((params, position)))).collect();
         let mut counts = [0_u32; 4];
         drawn(&rows).into_iter().for_each(|token| counts[token as usize] += 1);
-        for (count, expected) in counts.iter().zip([100.0, 200.0, 0.0, 500.0]) {
+        for (count, expected) in counts.iter().zip([50.0, 100.0, 0.0, 250.0]) {
             // Four standard deviations of the widest of them.
-            assert!((f64::from(*count) - expected).abs() < 4.0 * 14.0, "{counts:?}");
+            assert!((f64::from(*count) - expected).abs() < 4.0 * 10.0, "{counts:?}");
         }
     }
 
@@ -294,21 +328,21 @@ mod tests {
 
     #[test]
     fn planted_faults_are_noticed() {
-        for (from, to) in [
-            ("+ (old + low < old)", ""),
-            ("through > target", "through >= target"),
-            ("target - before < own[i]", "target - before <= own[i]"),
-            ("own < rank", "own <= rank"),
-            ("logit + 0.f", "logit"),
-            ("all - cut, wanted", "all, wanted"),
-            ("mass : all - cut", "mass : all"),
-            ("((4 - odd) & 3)", "0"),
-            ("round < 12", "round < 10"),
-            (">> 11 << 11", ">> 12 << 12"),
-        ] {
-            let test = a_few_rows_of_all_kinds_equal_the_cpu;
-            assert!(!survives("sample.cu", from, 0, to, test), "{from}");
-        }
+        let few: fn() = a_few_rows_of_all_kinds_equal_the_cpu;
+        let survivors: Vec<&str> = [
+            ("+ (old + low < old)", "", a_long_tail_is_summed_as_on_the_cpu as fn()),
+            ("through > target", "through >= target", few),
+            ("target - before < own[i]", "target - before <= own[i]", few),
+            ("own < rank", "own <= rank", few),
+            ("logit + 0.f", "logit", zeros_of_both_signs_are_equals),
+            ("all - cut, wanted", "all, wanted", equals_are_cut_by_their_ids),
+            ("mass : all - cut", "mass : all", equals_are_cut_by_their_ids),
+        ]
+        .into_iter()
+        .filter(|(from, to, test)| survives("sample.cu", from, 0, to, test))
+        .map(|(from, ..)| from)
+        .collect();
+        assert!(survivors.is_empty(), "{survivors:?}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::panic_any;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,11 @@ type Entry = unsafe extern "C" fn(
     params: *mut *mut c_void,
     order: i32,
 ) -> *const c_char;
+
+/// What a panic holds where a text does not compile: a planted fault that the
+/// compiler finds is none that a test has found.
+#[derive(Debug)]
+pub(super) struct NotCompiled(pub String);
 
 /// Libraries by what they were compiled from.
 static LIBRARIES: Mutex<BTreeMap<u64, Arc<Library>>> = Mutex::new(BTreeMap::new());
@@ -120,6 +126,14 @@ fn compiled(module: &str, key: u64, flags: &[&str]) -> PathBuf {
     let text = text(&format!("{module}.cu"));
     let header = format!("#include \"simt/export.h\"\n#line 1 \"{module}.cu\"\n");
     std::fs::write(&source, header + &text).unwrap();
+    // A replaced header comes before the one of its name.
+    let overlay = folder.join(&stem);
+    std::fs::create_dir_all(&overlay).unwrap();
+    REPLACED.with_borrow(|replaced| {
+        if let Some((name, text)) = replaced.as_ref().filter(|(name, _)| name.ends_with(".cuh")) {
+            std::fs::write(overlay.join(name), text).unwrap();
+        }
+    });
     let unfinished = folder.join(format!("{stem}.so"));
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let output = Command::new(&compiler)
@@ -134,6 +148,8 @@ fn compiled(module: &str, key: u64, flags: &[&str]) -> PathBuf {
         ])
         .args(flags)
         .arg("-I")
+        .arg(&overlay)
+        .arg("-I")
         .arg(kernels())
         .arg("-I")
         .arg(kernels().join("simt/types"))
@@ -144,12 +160,12 @@ fn compiled(module: &str, key: u64, flags: &[&str]) -> PathBuf {
                 "kernel tests need a C++20 compiler, {compiler} does not start: {error}; set CXX"
             )
         });
-    assert!(
-        output.status.success(),
-        "{compiler} does not compile {module}.cu: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        panic_any(NotCompiled(format!("{compiler} does not compile {module}.cu: {errors}")));
+    }
     std::fs::remove_file(source).unwrap();
+    std::fs::remove_dir_all(overlay).unwrap();
     std::fs::rename(unfinished, &path).unwrap();
     path
 }

@@ -8,7 +8,7 @@ use super::library;
 /// file `name` of `kernels/` replaced by `to`.
 ///
 /// # Panics
-/// When there are not so many occurrences.
+/// When there are not so many occurrences, or it does not compile.
 pub(in crate::infer::cuda) fn survives(
     name: &str,
     from: &str,
@@ -21,5 +21,13 @@ pub(in crate::infer::cuda) fn survives(
         panic!("{name} has no {from} number {nth}");
     };
     let mutant = [&text[..at], to, &text[at + from.len()..]].concat();
-    library::with_replaced(name, mutant, || catch_unwind(AssertUnwindSafe(test)).is_ok())
+    library::with_replaced(name, mutant, || match catch_unwind(AssertUnwindSafe(test)) {
+        Ok(()) => true,
+        Err(panic) => {
+            if let Some(library::NotCompiled(errors)) = panic.downcast_ref() {
+                panic!("{errors}");
+            }
+            false
+        }
+    })
 }
