@@ -95,8 +95,8 @@ pub struct EmbeddedArgs {
     /// Threads that compute [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// The same tokens whatever else is in the batch; always so on the CPU,
-    /// where it cannot be switched off
+    /// The same tokens whatever else is in the batch; always so on the CPU, where it
+    /// cannot be switched off, and refused on a GPU
     #[arg(long)]
     deterministic: bool,
 }
@@ -132,7 +132,15 @@ impl EmbeddedArgs {
     pub fn open(&self, clock: &Clock) -> anyhow::Result<Opened> {
         let DeviceChoice(device) = self.device;
         // Before anything is downloaded for it.
-        ComputeDevice::resolve(device).map_err(unavailable)?;
+        let device = ComputeDevice::resolve(device).map_err(unavailable)?;
+        if self.deterministic && device != ComputeDevice::Cpu {
+            return Err(Failure::new(
+                "--deterministic holds on the CPU only: cuBLAS may add a row up in another order \
+                 in another batch",
+            )
+            .with_hint("choose --device cpu, or leave --deterministic out")
+            .into());
+        }
         let mut progress = DownloadProgress::new();
         let dummy = (self.load_format == LoadFormat::Dummy).then_some(DUMMY_SEED);
         let options = LocateOptions { dummy, offline: self.offline };

@@ -44,6 +44,7 @@ pub fn kv_share(
         )));
     }
     let element = Element::of(dtype)?;
+    check_shape(config, model)?;
     let max_len = config.max_model_len.unwrap_or(model.max_position_embeddings);
     let weights = Weights::num_bytes(model, element, max_len);
     let activations = activation_bytes(config, dtype, model, max_len)?;
@@ -71,6 +72,26 @@ pub fn kv_share(
             format_bytes(RESERVED_BYTES),
         ))),
     }
+}
+
+/// Refuses, before anything is loaded, what the kernels do not take.
+fn check_shape(config: &EngineConfig, model: &ModelConfig) -> Result<(), InferError> {
+    let sizes = [
+        ("block_size", config.block_size, 8, 256),
+        ("head_dim", model.head_dim, 16, 256),
+        ("hidden_size", model.hidden_size, 8, usize::MAX),
+        ("intermediate_size", model.intermediate_size, 8, usize::MAX),
+    ];
+    for (name, size, step, max) in sizes {
+        if size == 0 || size % step != 0 || size > max {
+            let most = if max == usize::MAX { String::new() } else { format!(" up to {max}") };
+            return Err(InferError::Config(format!(
+                "{name} is {size}: on a CUDA device it must be a multiple of {step}{most}, choose \
+                 another or --device cpu"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// `parts` with what is in use beyond them.
@@ -156,6 +177,17 @@ mod tests {
                 EngineConfig { gpu_memory_utilization: share_of_nothing, ..Default::default() };
             assert!(share(&config).is_err());
         }
+    }
+
+    #[test]
+    fn shapes_that_no_kernel_takes_are_refused_before_loading() {
+        let refused = |config: EngineConfig, model: ModelConfig| {
+            kv_share(L4, &config, ComputeDtype::Bf16, &model).unwrap_err().to_string()
+        };
+        let odd = EngineConfig { block_size: 12, ..EngineConfig::default() };
+        assert!(refused(odd, llama()).starts_with("block_size is 12"));
+        let narrow = ModelConfig { head_dim: 8, ..llama() };
+        assert!(refused(EngineConfig::default(), narrow).starts_with("head_dim is 8"));
     }
 
     #[test]

@@ -91,8 +91,18 @@ pub struct Gpu {
     /// Bytes in use by everybody when the context stood and was empty.
     context_bytes: u64,
     num_processors: usize,
-    stream: sys::CUstream,
+    stream: Stream,
     context: Arc<CudaContext>,
+}
+
+/// A stream that is destroyed after all that works on it.
+struct Stream(sys::CUstream);
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: ours, and idle. A failure leaves nothing to do.
+        let _ = unsafe { result::stream::destroy(self.0) };
+    }
 }
 
 // SAFETY: the handles belong to a context, not to a thread; every call that
@@ -123,7 +133,7 @@ impl Gpu {
             allocated_bytes: 0,
             context_bytes: (total - free) as u64,
             num_processors: usize::try_from(processors).unwrap_or(1).max(1),
-            stream,
+            stream: Stream(stream),
             context,
         };
         let workspace = gpu.alloc(Blas::WORKSPACE_BYTES / 4, Element::U32)?;
@@ -160,7 +170,7 @@ impl Gpu {
     fn synchronize(&self) -> Result<(), DeviceError> {
         self.bind()?;
         // SAFETY: the stream is this object's own.
-        unsafe { result::stream::synchronize(self.stream) }
+        unsafe { result::stream::synchronize(self.stream.0) }
             .map_err(|e| driver("cuStreamSynchronize", e))
     }
 
@@ -172,7 +182,7 @@ impl Gpu {
         // `synchronize`, and a stretch of an allocation of ours.
         unsafe {
             let to = std::slice::from_raw_parts_mut(self.fetched.as_mut_ptr(), bytes);
-            result::memcpy_dtoh_async(to, from.ptr, self.stream)
+            result::memcpy_dtoh_async(to, from.ptr, self.stream.0)
         }
         .map_err(|e| driver("cuMemcpyDtoHAsync", e))?;
         self.num_fetched_bytes = bytes;
@@ -223,14 +233,14 @@ impl Device for Gpu {
             let staged: *mut i32 = self.staging.as_mut_ptr().cast();
             staged.copy_from_nonoverlapping(words.as_ptr(), words.len());
             let staged = std::slice::from_raw_parts(staged, words.len());
-            result::memcpy_htod_async(to.ptr, staged, self.stream)
+            result::memcpy_htod_async(to.ptr, staged, self.stream.0)
         }
         .map_err(|e| driver("cuMemcpyHtoDAsync", e))
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<(), DeviceError> {
         self.bind()?;
-        self.modules.launch(launch, self.stream)
+        self.modules.launch(launch, self.stream.0)
     }
 
     fn product(&mut self, product: &Product) -> Result<(), DeviceError> {
@@ -258,7 +268,7 @@ impl Device for Gpu {
         record: &mut dyn FnMut(&mut Self) -> Result<(), DeviceError>,
     ) -> Result<Graph, DeviceError> {
         self.bind()?;
-        let stream = self.stream;
+        let stream = self.stream.0;
         Graph::begin(stream)?;
         let recorded = record(self);
         // Ended in any case: a stream left capturing takes no work.
@@ -269,7 +279,7 @@ impl Device for Gpu {
 
     fn replay(&mut self, graph: &Graph) -> Result<(), DeviceError> {
         self.bind()?;
-        graph.launch(self.stream)
+        graph.launch(self.stream.0)
     }
 
     fn num_processors(&self) -> usize {
@@ -288,8 +298,6 @@ impl Drop for Gpu {
             // SAFETY: allocated by `alloc`, freed once, and no work uses it any more.
             let _ = unsafe { result::free_sync(ptr) };
         }
-        // SAFETY: ours, and idle.
-        let _ = unsafe { result::stream::destroy(self.stream) };
     }
 }
 
