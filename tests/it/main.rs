@@ -13,6 +13,7 @@ mod golden;
 mod metamorphic;
 mod models;
 mod peers;
+mod performance;
 mod report;
 mod run;
 mod server;

@@ -5,6 +5,7 @@ mod blas;
 mod graph;
 mod modules;
 mod pinned;
+mod timing;
 
 use std::panic::catch_unwind;
 use std::sync::Arc;
