@@ -18,9 +18,9 @@ impl Gpu {
     ) -> Result<f64, DeviceError> {
         self.bind()?;
         let (start, end) = (Event::new()?, Event::new()?);
-        start.record(self.stream)?;
+        start.record(self.stream.0)?;
         submit(self)?;
-        end.record(self.stream)?;
+        end.record(self.stream.0)?;
         self.synchronize()?;
         // SAFETY: both were recorded on the stream, which has been waited for.
         let ms = unsafe { result::event::elapsed(start.0, end.0) }
