@@ -8,7 +8,7 @@ use super::kv::{BlockError, KvSizing};
 use super::model::{Llama, Model, WeightMemory};
 use super::ops::pool::Pool;
 use super::placement::Placement;
-use super::runner::{CpuRunner, Runner};
+use super::runner::{CpuRunner, LoadedRunner, Runner};
 use super::sampler::SampleError;
 use super::scheduler::{Chunk, Scheduler, SchedulerLimits};
 use super::sequence::{Sequence, SequenceId};
@@ -26,6 +26,7 @@ pub struct EngineCore {
     clock: Clock,
     next_id: SequenceId,
     weights_loaded_at: Timestamp,
+    pool_allocated_at: Option<Timestamp>,
     /// Makes the next step panic: for the tests of whoever must survive it.
     #[cfg(test)]
     pub(super) panic_in_next_step: bool,
@@ -59,19 +60,20 @@ impl EngineCore {
         clock: Clock,
     ) -> Result<Self, InferError> {
         let Placement { device, dtype, sizing } = *placement;
-        let (runner, weights_loaded_at): (Box<dyn Runner>, _) = match device {
+        let loaded = match device {
             ComputeDevice::Cpu => {
                 let pool = pool(config)?;
                 let load = || Llama::load(model_config, weights, dtype, sizing.max_model_len);
                 let model = Box::new(pool.install(load)?);
-                let loaded_at = clock.now();
-                (Box::new(CpuRunner::new(model, model_config, &sizing, pool)?), loaded_at)
+                let weights_at = clock.now();
+                let runner = Box::new(CpuRunner::new(model, model_config, &sizing, pool)?);
+                LoadedRunner { runner, weights_at, pool_at: None }
             }
             ComputeDevice::Cuda(number) => {
                 cuda_runner(number, model_config, weights, config, placement, &clock)?
             }
         };
-        Ok(Self::assemble(runner, weights_loaded_at, &sizing, model_config, config, clock))
+        Ok(Self::assemble(loaded, &sizing, model_config, config, clock))
     }
 
     /// The engine around any model whose shape `model_config` gives: it decides
@@ -88,9 +90,10 @@ impl EngineCore {
     ) -> Result<Self, InferError> {
         let dtype = config.dtype.unwrap_or(ComputeDtype::F32);
         let sizing = KvSizing::new(config, dtype, model_config, None)?;
-        let loaded_at = clock.now();
-        let runner = CpuRunner::new(model, model_config, &sizing, pool(config)?)?;
-        Ok(Self::assemble(Box::new(runner), loaded_at, &sizing, model_config, config, clock))
+        let weights_at = clock.now();
+        let runner = Box::new(CpuRunner::new(model, model_config, &sizing, pool(config)?)?);
+        let loaded = LoadedRunner { runner, weights_at, pool_at: None };
+        Ok(Self::assemble(loaded, &sizing, model_config, config, clock))
     }
 
     /// The engine around any runner with a pool of `sizing`.
@@ -102,24 +105,25 @@ impl EngineCore {
         config: &EngineConfig,
     ) -> Self {
         let clock = Clock::manual();
-        Self::assemble(runner, clock.now(), sizing, model_config, config, clock)
+        let loaded = LoadedRunner { runner, weights_at: clock.now(), pool_at: None };
+        Self::assemble(loaded, sizing, model_config, config, clock)
     }
 
     fn assemble(
-        runner: Box<dyn Runner>,
-        weights_loaded_at: Timestamp,
+        loaded: LoadedRunner,
         sizing: &KvSizing,
         model_config: &ModelConfig,
         config: &EngineConfig,
         clock: Clock,
     ) -> Self {
         Self {
-            runner,
+            runner: loaded.runner,
             scheduler: Scheduler::new(SchedulerLimits::new(config, sizing)),
             model_config: model_config.clone(),
             clock,
             next_id: 0,
-            weights_loaded_at,
+            weights_loaded_at: loaded.weights_at,
+            pool_allocated_at: loaded.pool_at,
             #[cfg(test)]
             panic_in_next_step: false,
         }
@@ -159,6 +163,13 @@ impl EngineCore {
     #[must_use]
     pub const fn weights_loaded_at(&self) -> Timestamp {
         self.weights_loaded_at
+    }
+
+    /// When the KV pool was in memory and decode steps were not yet recorded,
+    /// where they are.
+    #[must_use]
+    pub const fn pool_allocated_at(&self) -> Option<Timestamp> {
+        self.pool_allocated_at
     }
 
     /// Whether a step would do anything.
@@ -324,7 +335,7 @@ fn cuda_runner(
     config: &EngineConfig,
     placement: &Placement,
     clock: &Clock,
-) -> Result<(Box<dyn Runner>, Timestamp), InferError> {
+) -> Result<LoadedRunner, InferError> {
     super::cuda::runner(number, model_config, weights, config, placement, clock)
 }
 
@@ -336,7 +347,7 @@ fn cuda_runner(
     _: &EngineConfig,
     _: &Placement,
     _: &Clock,
-) -> Result<(Box<dyn Runner>, Timestamp), InferError> {
+) -> Result<LoadedRunner, InferError> {
     Err(InferError::Internal("a CUDA device in a build without CUDA".to_owned()))
 }
 

@@ -32,15 +32,16 @@ impl Loaded {
             .unwrap_or_else(|panic| Err(panicked("loading", panic.as_ref())))?;
         let ended = clock.now();
         let kv_bytes = shared.kv_bytes();
-        let weights_at = core.weights_loaded_at();
+        let (weights_at, pool_at) = (core.weights_loaded_at(), core.pool_allocated_at());
         let phase = |kind, started_at, ended: Timestamp, bytes| {
             let took = ended.since(started_at);
-            EngineEvent::Load(LoadPhase { kind, started_at, took, bytes: Some(bytes) })
+            EngineEvent::Load(LoadPhase { kind, started_at, took, bytes })
         };
         let mut events = vec![
-            phase(LoadPhaseKind::Weights, started, weights_at, weights.stored_bytes()),
-            phase(LoadPhaseKind::KvPool, weights_at, ended, kv_bytes),
+            phase(LoadPhaseKind::Weights, started, weights_at, Some(weights.stored_bytes())),
+            phase(LoadPhaseKind::KvPool, weights_at, pool_at.unwrap_or(ended), Some(kv_bytes)),
         ];
+        events.extend(pool_at.map(|at| phase(LoadPhaseKind::Graphs, at, ended, None)));
         events.push(match core.gpu_memory() {
             Some(parts) => EngineEvent::GpuMemory(parts),
             None => EngineEvent::Memory(MemoryParts {

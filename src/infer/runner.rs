@@ -15,6 +15,7 @@ use super::scheduler::Chunk;
 use super::sequence::Sequence;
 use super::telemetry::GpuMemoryParts;
 use super::{InferError, ModelConfig};
+use crate::clock::Timestamp;
 
 /// Executes one step at a time, in two halves: between them the engine keeps its
 /// books while a device computes.
@@ -49,6 +50,16 @@ pub(super) trait Runner: Send {
     fn gpu_memory(&self) -> Option<GpuMemoryParts> {
         None
     }
+}
+
+/// A runner with its weights, and when its parts were there.
+pub(super) struct LoadedRunner {
+    pub runner: Box<dyn Runner>,
+    /// The weights were read, the pool not yet there.
+    pub weights_at: Timestamp,
+    /// The pool was there, and decode steps not yet recorded; on a device that
+    /// records them.
+    pub pool_at: Option<Timestamp>,
 }
 
 /// A model on this machine's processors, K and V in its memory.

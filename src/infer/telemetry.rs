@@ -100,6 +100,8 @@ pub enum LoadPhaseKind {
     /// The KV pool was allocated. The system may give its pages later, as the
     /// first tokens are written.
     KvPool,
+    /// On a GPU every kernel was used once, and decode steps were recorded.
+    Graphs,
     /// The first step on the fresh weights.
     FirstStep,
 }

@@ -140,19 +140,23 @@ fn gpu_memory(engines: &[Inside]) -> Table {
 }
 
 fn load(engines: &[Inside]) -> Table {
-    let kinds = [
-        (LoadPhaseKind::Open, "open", "mean ms"),
-        (LoadPhaseKind::Weights, "weights", "mean ms"),
-        (LoadPhaseKind::KvPool, "KV pool", "mean ms"),
-        (LoadPhaseKind::FirstStep, "first step", "mean ms"),
+    let mut kinds = vec![
+        (LoadPhaseKind::Open, "open"),
+        (LoadPhaseKind::Weights, "weights"),
+        (LoadPhaseKind::KvPool, "KV pool"),
+        (LoadPhaseKind::Graphs, "graphs"),
+        (LoadPhaseKind::FirstStep, "first step"),
     ];
+    // Only a GPU has graphs.
+    let happened = |kind| engines.iter().any(|e| e.load.iter().any(|load| load.phase == kind));
+    kinds.retain(|(kind, _)| *kind != LoadPhaseKind::Graphs || happened(*kind));
     let mut columns = vec![Column::words("engine"), Column::numbers("loads", "", 1)];
-    columns.extend(kinds.map(|(_, name, unit)| Column::numbers(name, unit, 0)));
+    columns.extend(kinds.iter().map(|(_, name)| Column::numbers(name, "mean ms", 0)));
     let row = |engine: &Inside| {
         let find = |kind: LoadPhaseKind| engine.load.iter().find(|load| load.phase == kind);
         let loads = find(LoadPhaseKind::Weights).map_or(0, |load| load.n);
         let mut row = vec![Cell::new(engine.engine.as_str()), Cell::new(loads.to_string())];
-        row.extend(kinds.map(|(kind, ..)| phase(find(kind))));
+        row.extend(kinds.iter().map(|(kind, _)| phase(find(*kind))));
         row
     };
     let loaded = engines.iter().filter(|engine| !engine.load.is_empty());

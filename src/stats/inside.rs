@@ -140,6 +140,7 @@ fn load(run: &RunData, index: u32) -> Vec<LoadSummary> {
         LoadPhaseKind::Open,
         LoadPhaseKind::Weights,
         LoadPhaseKind::KvPool,
+        LoadPhaseKind::Graphs,
         LoadPhaseKind::FirstStep,
     ];
     let summary = |kind: LoadPhaseKind| {

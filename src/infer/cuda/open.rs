@@ -6,9 +6,9 @@ use super::gpu::Gpu;
 use super::memory::{self, DeviceMemory};
 use super::runner::DeviceRunner;
 use super::weights::Weights;
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 use crate::infer::placement::Placement;
-use crate::infer::runner::Runner;
+use crate::infer::runner::LoadedRunner;
 use crate::infer::scheduler::SchedulerLimits;
 use crate::infer::telemetry::GpuMemoryParts;
 use crate::infer::weights::WeightSource;
@@ -27,7 +27,7 @@ pub fn kv_share(
     memory::kv_share(Gpu::open(ordinal)?.memory()?, config, dtype, model)
 }
 
-/// The runner on device `ordinal`, and when the weights were on it.
+/// The runner on device `ordinal`, loaded and with its decode steps recorded.
 ///
 /// # Errors
 /// [`InferError::Load`] for weights that cannot be read, [`InferError::Config`]
@@ -39,18 +39,19 @@ pub fn runner(
     config: &EngineConfig,
     placement: &Placement,
     clock: &Clock,
-) -> Result<(Box<dyn Runner>, Timestamp), InferError> {
+) -> Result<LoadedRunner, InferError> {
     let Placement { dtype, sizing, .. } = placement;
     let element = Element::of(*dtype)?;
     let mut device = Gpu::open(ordinal)?;
     // cuBLAS's workspace.
     let workspace_bytes = device.allocated_bytes();
     let weights = Weights::load(&mut device, model, source, element, sizing.max_model_len)?;
-    let loaded_at = clock.now();
+    let weights_at = clock.now();
     let weight_bytes = device.allocated_bytes() - workspace_bytes;
     let limits = SchedulerLimits::new(config, sizing);
     let pool = |device: &mut Gpu| KvPool::new(device, model, element, sizing);
     let mut runner = DeviceRunner::new(device, model, element, weights, &limits, pool)?;
+    let pool_at = Some(clock.now());
     runner.warm_up(1)?;
     let before_graphs = runner.device().memory()?;
     if config.cuda_graphs {
@@ -71,5 +72,5 @@ pub fn runner(
         free_bytes: free,
     };
     runner.note_gpu_memory(memory::with_other(parts));
-    Ok((Box::new(runner), loaded_at))
+    Ok(LoadedRunner { runner: Box::new(runner), weights_at, pool_at })
 }

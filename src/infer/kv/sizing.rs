@@ -101,7 +101,11 @@ impl KvSizing {
                 format_bytes(bytes_per_block.saturating_mul(needed as u64)),
                 format_bytes(bytes_per_block.saturating_mul(num_blocks as u64)),
                 num_blocks.saturating_mul(block_size),
-                if device_share.is_some() { "raise gpu_memory_utilization, " } else { "" },
+                if device_share.is_some() && config.kv == KvBudget::Auto {
+                    "raise gpu_memory_utilization, "
+                } else {
+                    ""
+                },
                 bytes_per_block.saturating_mul(needed as u64),
             )));
         }
