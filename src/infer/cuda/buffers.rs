@@ -38,9 +38,11 @@ impl Capacity {
         let in_pool = num_splits(pool_tokens) + sequences;
         let splits = (longest * sequences).min(in_pool).max(longest);
         let tables = sequences * limits.max_model_len.div_ceil(limits.block_size);
-        // Ids, positions, slots; four words an item or a tiled row; headers and alignment.
+        // Of a row at most id, position and slot, an item in a group of its own (four
+        // sections of up to four words, one of them a word longer), or tiles and a
+        // sequence's four words; then alignment.
         let words =
-            rows * 12 + logit_rows * (1 + sample::PARAM_WORDS) + tables + 16 * sequences + 256;
+            rows * 24 + logit_rows * (1 + sample::PARAM_WORDS) + tables + 16 * sequences + 256;
         Self { rows, sequences, logit_rows, splits, words }
     }
 }

@@ -248,6 +248,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_gpu_leaves_is_the_pool_and_too_little_names_the_ways_out() {
+        let config = EngineConfig { max_model_len: Some(4096), ..EngineConfig::default() };
+        let size = |share| KvSizing::new(&config, ComputeDtype::Bf16, &smollm2(), Some(share));
+        let sizing = size(GIB).unwrap();
+        assert!(sizing.total_bytes <= GIB && sizing.total_bytes + sizing.bytes_per_block() > GIB);
+        let refused = size(16 << 20).unwrap_err().to_string();
+        for way in ["lower max_model_len to", "raise gpu_memory_utilization", "kv_memory to"] {
+            assert!(refused.contains(way), "{refused}");
+        }
+    }
+
+    #[test]
     fn nothing_and_everything_are_refused() {
         assert!(size(None, KvBudget::Blocks(0)).is_err());
         assert!(size(None, KvBudget::Bytes(1000)).is_err());
