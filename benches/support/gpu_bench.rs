@@ -27,7 +27,7 @@ pub fn machine() -> Option<Machine> {
             return None;
         }
     };
-    let emulated = device.name.starts_with("Emulated");
+    let emulated = device.is_emulated();
     let card = find_gpu_card(&device.name);
     say(&format!("device: {}, compute capability {:?}", device.name, device.capability));
     if emulated {

@@ -4,10 +4,8 @@
 use std::time::Duration;
 
 use super::Session;
-use crate::infer::telemetry::{
-    EngineEvent, GpuMemoryParts, LoadPhase, MemoryParts, StepStats, Telemetry,
-};
-use crate::record::{GpuMemory, JournalEntry, JournalEvent, StepRecord, Stopped};
+use crate::infer::telemetry::{EngineEvent, LoadPhase, MemoryParts, StepStats, Telemetry};
+use crate::record::{JournalEntry, JournalEvent, StepRecord, Stopped};
 
 /// The engines of a run that tell of themselves.
 pub(super) struct Watch(Vec<Option<Telemetry>>);
@@ -31,8 +29,9 @@ impl Watch {
                 EngineEvent::Step(stats) => session.writer.step(step(engine, &stats))?,
                 EngineEvent::Load(phase) => session.writer.journal(load_phase(engine, phase))?,
                 EngineEvent::Memory(parts) => session.writer.journal(memory(engine, parts))?,
-                EngineEvent::GpuMemory(parts) => {
-                    session.writer.journal(gpu_memory(engine, parts))?;
+                EngineEvent::GpuMemory { at, memory } => {
+                    let event = JournalEvent::GpuMemory { engine, memory };
+                    session.writer.journal(JournalEntry { at_ns: at, event })?;
                 }
             }
         }
@@ -82,21 +81,6 @@ fn memory(engine: u32, parts: MemoryParts) -> JournalEntry {
         rss_after_bytes: parts.resident_after,
     };
     JournalEntry { at_ns: parts.at, event }
-}
-
-fn gpu_memory(engine: u32, parts: GpuMemoryParts) -> JournalEntry {
-    let memory = GpuMemory {
-        total_bytes: parts.total_bytes,
-        weight_bytes: parts.weight_bytes,
-        kv_bytes: parts.kv_bytes,
-        activation_bytes: parts.activation_bytes,
-        graph_bytes: parts.graph_bytes,
-        num_graphs: parts.num_graphs,
-        context_bytes: parts.context_bytes,
-        other_bytes: parts.other_bytes,
-        free_bytes: parts.free_bytes,
-    };
-    JournalEntry { at_ns: parts.at, event: JournalEvent::GpuMemory { engine, memory } }
 }
 
 fn nanos(duration: Duration) -> u64 {

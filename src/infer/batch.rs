@@ -66,7 +66,7 @@ impl Batch {
             for position in sequence.scored_rows(chunk.num_tokens) {
                 logit_rows.push(row_of(position).map_err(|_| broken())?);
             }
-            if chunk.is_last && !sequence.is_score_only() {
+            if chunk.draws(sequence) {
                 logit_rows.push(row_of(end - 1).map_err(|_| broken())?);
             }
         }

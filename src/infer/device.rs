@@ -87,8 +87,14 @@ impl CudaDevice {
     /// its times mean nothing.
     #[must_use]
     pub fn is_emulated(&self) -> bool {
-        self.name.starts_with("Emulated")
+        is_emulated(&self.name)
     }
+}
+
+/// Whether a device of this name is emulated; see [`CudaDevice::is_emulated`].
+#[must_use]
+pub fn is_emulated(name: &str) -> bool {
+    name.starts_with("Emulated")
 }
 
 /// Why nothing can be computed on a CUDA device.

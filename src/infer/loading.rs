@@ -43,7 +43,7 @@ impl Loaded {
         ];
         events.extend(pool_at.map(|at| phase(LoadPhaseKind::Graphs, at, ended, None)));
         events.push(match core.gpu_memory() {
-            Some(parts) => EngineEvent::GpuMemory(parts),
+            Some(memory) => EngineEvent::GpuMemory { at: ended, memory },
             None => EngineEvent::Memory(MemoryParts {
                 at: ended,
                 weight_bytes: core.weight_memory().total as u64,

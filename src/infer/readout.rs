@@ -39,7 +39,7 @@ pub(super) fn read(
         let sequence = running.get(chunk.index).ok_or_else(broken)?;
         let mut take = |num_rows| logits.split_off(..num_rows * vocab_size).ok_or_else(broken);
         let scored = take(chunk.num_scored_rows)?;
-        let drawn_from = take(usize::from(chunk.is_last && !sequence.is_score_only()))?;
+        let drawn_from = take(usize::from(chunk.draws(sequence)))?;
         rows.push(Rows { sequence, chunk: *chunk, scored, drawn_from, drawn: None });
     }
     let mut readouts: Vec<_> = rows.iter().map(|_| None).collect();

@@ -13,7 +13,7 @@ use super::readout::{self, Readout};
 use super::sampler::SampleError;
 use super::scheduler::Chunk;
 use super::sequence::Sequence;
-use super::telemetry::GpuMemoryParts;
+use super::telemetry::GpuMemory;
 use super::{InferError, ModelConfig};
 use crate::clock::Timestamp;
 
@@ -47,7 +47,7 @@ pub(super) trait Runner: Send {
     fn weight_memory(&self) -> WeightMemory;
 
     /// What loading made of a GPU's memory, where one computes.
-    fn gpu_memory(&self) -> Option<GpuMemoryParts> {
+    fn gpu_memory(&self) -> Option<GpuMemory> {
         None
     }
 }

@@ -33,7 +33,12 @@ pub enum EngineEvent {
     /// Weights and pool are in memory.
     Memory(MemoryParts),
     /// Weights and pool are on a GPU.
-    GpuMemory(GpuMemoryParts),
+    GpuMemory {
+        /// When.
+        at: Timestamp,
+        /// Its parts.
+        memory: GpuMemory,
+    },
 }
 
 /// One step in numbers.
@@ -123,10 +128,9 @@ pub struct MemoryParts {
 
 /// A GPU's memory by part, taken as loading ended:
 /// `total = weights + kv + activations + graphs + context + other + free`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GpuMemoryParts {
-    /// When.
-    pub at: Timestamp,
+/// `events.jsonl` and `summary.json` have these fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuMemory {
     /// All of it, as the driver counts it.
     pub total_bytes: u64,
     /// Matrices, norms and rotary angles.

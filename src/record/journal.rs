@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::infer::telemetry::LoadPhaseKind;
+use crate::infer::telemetry::{GpuMemory, LoadPhaseKind};
 
 /// An entry of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,27 +91,4 @@ pub enum JournalEvent {
     Interrupted,
     /// The last line of a run that ended by itself.
     RunFinished,
-}
-
-/// A GPU's memory: the parts add up to the total.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GpuMemory {
-    /// All of it, as the driver counts it.
-    pub total_bytes: u64,
-    /// Weights as the kernels compute with them.
-    pub weight_bytes: u64,
-    /// The KV pool.
-    pub kv_bytes: u64,
-    /// Buffers of a step, and the workspace of its products.
-    pub activation_bytes: u64,
-    /// Recorded decode steps.
-    pub graph_bytes: u64,
-    /// How many they are, one for each size of batch.
-    pub num_graphs: u64,
-    /// In use before anything was loaded: the engine's context, and other processes.
-    pub context_bytes: u64,
-    /// In use beyond these parts; negative where others gave memory back meanwhile.
-    pub other_bytes: i64,
-    /// In use by nobody.
-    pub free_bytes: u64,
 }

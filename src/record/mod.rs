@@ -8,14 +8,14 @@ pub mod run_dir;
 pub mod step;
 pub mod writer;
 
-pub use journal::{GpuMemory, JournalEntry, JournalEvent};
+pub use journal::{JournalEntry, JournalEvent};
 pub use manifest::{CaseRecord, EngineRecord, Machine, Manifest};
 pub use request::{CountSource, EventRecord, Outcome, RequestRecord};
 pub use run_dir::{Recorder, RunData, RunDirError};
 pub use step::StepRecord;
 pub use writer::{RecordWriter, Stopped};
 
-pub use crate::infer::telemetry::LoadPhaseKind;
+pub use crate::infer::telemetry::{GpuMemory, LoadPhaseKind};
 
 /// Version of the files' schema, in `manifest.json` and `summary.json`.
 pub const SCHEMA_VERSION: u32 = 1;

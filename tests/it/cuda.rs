@@ -32,21 +32,14 @@ fn device() -> Option<String> {
 /// Two layers whose heads have tensor core kernels.
 fn model() -> ModelConfig {
     ModelConfig {
-        vocab_size: 97,
         hidden_size: 64,
         intermediate_size: 96,
-        num_hidden_layers: 2,
         num_attention_heads: 6,
-        num_key_value_heads: 2,
         head_dim: 64,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        rope_scaling: None,
         max_position_embeddings: 1024,
         tie_word_embeddings: false,
         attention_bias: true,
-        eos_token_ids: vec![3],
-        bos_token_id: None,
+        ..ModelConfig::tiny()
     }
 }
 

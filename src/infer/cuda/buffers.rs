@@ -14,8 +14,6 @@ use crate::infer::scheduler::SchedulerLimits;
 pub struct Capacity {
     /// Rows of one step.
     pub rows: usize,
-    /// Sequences of one step.
-    pub sequences: usize,
     /// Rows of logits of one step.
     pub logit_rows: usize,
     /// Splits of one decode attention.
@@ -43,7 +41,7 @@ impl Capacity {
         // sequence's four words; then alignment.
         let words =
             rows * 24 + logit_rows * (1 + sample::PARAM_WORDS) + tables + 16 * sequences + 256;
-        Self { rows, sequences, logit_rows, splits, words }
+        Self { rows, logit_rows, splits, words }
     }
 }
 

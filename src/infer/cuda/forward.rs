@@ -9,7 +9,7 @@ use super::kernels::{
     rms_norm, rope_and_cache, sample, silu_mul,
 };
 use super::weights::{Layer, Weights};
-use super::{DeviceError, Element, View};
+use super::{DeviceError, View};
 use crate::infer::ModelConfig;
 
 /// Blocks of one decode attention, in multiprocessors: enough to hide their latency.
@@ -20,8 +20,6 @@ const BLOCKS_PER_PROCESSOR: usize = 8;
 pub struct Forward {
     /// Shapes.
     pub config: ModelConfig,
-    /// Type of matrices, activations, K and V.
-    pub element: Element,
     /// Weights.
     pub weights: Weights,
     /// What a step writes.

@@ -12,14 +12,5 @@ pub struct Image {
     pub ptx: &'static str,
 }
 
-/// Every file, sorted by name.
+/// Every file.
 pub static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
-
-impl Image {
-    /// The one of this name.
-    #[must_use]
-    pub fn find(module: &str) -> Option<&'static Self> {
-        let at = IMAGES.binary_search_by(|image| image.module.cmp(module)).ok()?;
-        IMAGES.get(at)
-    }
-}

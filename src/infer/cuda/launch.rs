@@ -18,8 +18,6 @@ pub enum Element {
     I32,
     /// 4 bytes.
     U32,
-    /// 8 bytes.
-    U64,
 }
 
 impl Element {
@@ -42,7 +40,6 @@ impl Element {
         match self {
             Self::F16 | Self::Bf16 => 2,
             Self::F32 | Self::I32 | Self::U32 => 4,
-            Self::U64 => 8,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::buffers::{Buffers, Capacity};
 use super::weights::Weights;
 use crate::infer::kv::KvSizing;
 use crate::infer::scheduler::SchedulerLimits;
-use crate::infer::telemetry::GpuMemoryParts;
+use crate::infer::telemetry::GpuMemory;
 use crate::infer::{ComputeDtype, EngineConfig, InferError, KvBudget, ModelConfig};
 use crate::units::{MIB, format_bytes};
 
@@ -96,14 +96,14 @@ fn check_shape(config: &EngineConfig, model: &ModelConfig) -> Result<(), InferEr
 
 /// `parts` with what is in use beyond them.
 #[must_use]
-pub const fn with_other(parts: GpuMemoryParts) -> GpuMemoryParts {
+pub const fn with_other(parts: GpuMemory) -> GpuMemory {
     let in_use = parts.total_bytes.saturating_sub(parts.free_bytes);
     let known = parts.weight_bytes
         + parts.kv_bytes
         + parts.activation_bytes
         + parts.graph_bytes
         + parts.context_bytes;
-    GpuMemoryParts { other_bytes: in_use.cast_signed() - known.cast_signed(), ..parts }
+    GpuMemory { other_bytes: in_use.cast_signed() - known.cast_signed(), ..parts }
 }
 
 /// What steps write, for a pool that is not known yet: sized as if it held a full
@@ -128,7 +128,6 @@ fn activation_bytes(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
     use crate::units::GIB;
 
     fn llama() -> ModelConfig {
@@ -192,8 +191,7 @@ mod tests {
 
     #[test]
     fn parts_add_up_to_the_whole() {
-        let parts = with_other(GpuMemoryParts {
-            at: Timestamp::default(),
+        let parts = with_other(GpuMemory {
             total_bytes: 1000,
             weight_bytes: 300,
             kv_bytes: 200,
@@ -205,6 +203,6 @@ mod tests {
             free_bytes: 390,
         });
         assert_eq!(parts.other_bytes, 10);
-        assert_eq!(with_other(GpuMemoryParts { free_bytes: 410, ..parts }).other_bytes, -10);
+        assert_eq!(with_other(GpuMemory { free_bytes: 410, ..parts }).other_bytes, -10);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Element;
 use super::buffers::KvPool;
-use super::gpu::Gpu;
+use super::gpu::{self, Gpu};
 use super::memory::{self, DeviceMemory};
 use super::runner::DeviceRunner;
 use super::weights::Weights;
@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::infer::placement::Placement;
 use crate::infer::runner::LoadedRunner;
 use crate::infer::scheduler::SchedulerLimits;
-use crate::infer::telemetry::GpuMemoryParts;
+use crate::infer::telemetry::GpuMemory;
 use crate::infer::weights::WeightSource;
 use crate::infer::{ComputeDtype, EngineConfig, InferError, ModelConfig};
 
@@ -24,7 +24,7 @@ pub fn kv_share(
     dtype: ComputeDtype,
     model: &ModelConfig,
 ) -> Result<u64, InferError> {
-    memory::kv_share(Gpu::open(ordinal)?.memory()?, config, dtype, model)
+    memory::kv_share(gpu::memory_of(ordinal)?, config, dtype, model)
 }
 
 /// The runner on device `ordinal`, loaded and with its decode steps recorded.
@@ -59,8 +59,7 @@ pub fn runner(
     }
     let DeviceMemory { free, total } = runner.device().memory()?;
     let allocated = runner.device().allocated_bytes();
-    let parts = GpuMemoryParts {
-        at: clock.now(),
+    let parts = GpuMemory {
         total_bytes: total,
         weight_bytes,
         kv_bytes: sizing.total_bytes,

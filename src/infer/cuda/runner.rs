@@ -19,7 +19,7 @@ use crate::infer::runner::Runner;
 use crate::infer::sampler::SampleError;
 use crate::infer::scheduler::{Chunk, SchedulerLimits};
 use crate::infer::sequence::Sequence;
-use crate::infer::telemetry::GpuMemoryParts;
+use crate::infer::telemetry::GpuMemory;
 use crate::infer::{InferError, ModelConfig};
 
 /// A model, its pool and its recorded steps on a device.
@@ -30,7 +30,7 @@ pub struct DeviceRunner<D: Device> {
     shaping: Shaping,
     /// Rows of logits of the step that was begun.
     num_logit_rows: Option<usize>,
-    gpu_memory: Option<GpuMemoryParts>,
+    gpu_memory: Option<GpuMemory>,
     device: D,
 }
 
@@ -58,7 +58,7 @@ impl<D: Device> DeviceRunner<D> {
         };
         let block_size = limits.block_size;
         let config = config.clone();
-        let forward = Forward { config, element, weights, buffers, kv, block_size };
+        let forward = Forward { config, weights, buffers, kv, block_size };
         let graphs = BTreeMap::new();
         Ok(Self { graphs, forward, shaping, num_logit_rows: None, gpu_memory: None, device })
     }
@@ -79,7 +79,7 @@ impl<D: Device> DeviceRunner<D> {
     }
 
     /// Notes what loading has made of the device's memory.
-    pub const fn note_gpu_memory(&mut self, parts: GpuMemoryParts) {
+    pub const fn note_gpu_memory(&mut self, parts: GpuMemory) {
         self.gpu_memory = Some(parts);
     }
 
@@ -96,10 +96,15 @@ impl<D: Device> DeviceRunner<D> {
     /// When an operation is refused.
     pub fn warm_up(&mut self, rows: usize) -> Result<(), DeviceError> {
         let inputs = self.padding(rows)?;
-        self.device.stage(self.forward.buffers.inputs, &inputs.words)?;
-        self.forward.submit(&mut self.device, &inputs)?;
+        self.submit(&inputs)?;
         self.device.wait()?;
         Ok(())
+    }
+
+    /// Copies the inputs and submits every operation.
+    fn submit(&mut self, inputs: &Inputs) -> Result<(), DeviceError> {
+        self.device.stage(self.forward.buffers.inputs, &inputs.words)?;
+        self.forward.submit(&mut self.device, inputs)
     }
 
     fn record(&mut self, bucket: usize) -> Result<(), DeviceError> {
@@ -185,14 +190,12 @@ impl<D: Device> Runner for DeviceRunner<D> {
         for chunk in chunks {
             let Some(sequence) = running.get(chunk.index) else { continue };
             params.extend((0..chunk.num_scored_rows).map(|_| sample::PADDING));
-            if draws(sequence, *chunk) {
+            if chunk.draws(sequence) {
                 params.push(Params::new(&sequence.sampling, sequence.num_output_tokens()));
             }
         }
         if !self.replay(batch, &params)? {
-            let inputs = Inputs::new(batch, &params, &self.shaping)?;
-            self.device.stage(self.forward.buffers.inputs, &inputs.words)?;
-            self.forward.submit(&mut self.device, &inputs)?;
+            self.submit(&Inputs::new(batch, &params, &self.shaping)?)?;
         }
         let num_rows = batch.logit_rows.len();
         let drawn: View = self.forward.buffers.drawn.slice(0, num_rows)?;
@@ -218,7 +221,7 @@ impl<D: Device> Runner for DeviceRunner<D> {
         for chunk in chunks {
             let sequence = running.get(chunk.index).ok_or_else(|| broken("its sequence"))?;
             let drawn_row = row + chunk.num_scored_rows;
-            let id = if draws(sequence, *chunk) {
+            let id = if chunk.draws(sequence) {
                 Some(*drawn.get(drawn_row).ok_or_else(|| broken("a row of logits"))?)
             } else {
                 None
@@ -233,14 +236,9 @@ impl<D: Device> Runner for DeviceRunner<D> {
         self.forward.weights.memory
     }
 
-    fn gpu_memory(&self) -> Option<GpuMemoryParts> {
+    fn gpu_memory(&self) -> Option<GpuMemory> {
         self.gpu_memory
     }
-}
-
-/// Whether the chunk's last row is drawn from.
-fn draws(sequence: &Sequence, chunk: Chunk) -> bool {
-    chunk.is_last && !sequence.is_score_only()
 }
 
 /// Rows that decode steps are padded to: 1, 2, 4, then multiples of 8, and at last `max`.

@@ -73,7 +73,7 @@ impl Weights {
         let layers = (0..config.num_hidden_layers)
             .map(|layer| loader.layer(layer))
             .collect::<Result<Vec<_>, _>>()?;
-        let norm = loader.vector(&["model.norm.weight".to_owned()], hidden_size)?;
+        let norm = loader.vector("model.norm.weight", hidden_size)?;
         let table = RopeTable::new(config, max_len);
         let angles = loader.floats(table.angles())?;
         let bytes = |views: &[View]| -> usize { views.iter().map(|view| view.num_bytes()).sum() };
@@ -110,26 +110,25 @@ struct Loader<'a, D> {
 impl<D: Device> Loader<'_, D> {
     fn layer(&mut self, index: usize) -> Result<Layer, InferError> {
         let ModelConfig { hidden_size: hidden, intermediate_size: inner, .. } = *self.config;
-        let (q, kv) = (self.config.query_width(), self.config.key_value_width());
+        let q = self.config.query_width();
+        let projections = self.config.qkv_projections();
         let name = |part: &str| format!("model.layers.{index}.{part}");
-        let projections =
-            |kind: &str| ["q", "k", "v"].map(|part| name(&format!("self_attn.{part}_proj.{kind}")));
-        let [q_name, k_name, v_name] = projections("weight");
+        let qkv = projections.map(|(part, rows)| (name(&format!("{part}.weight")), rows));
         let gate_up = ["gate", "up"].map(|part| (name(&format!("mlp.{part}_proj.weight")), inner));
         Ok(Layer {
-            input_norm: self.vector(&[name("input_layernorm.weight")], hidden)?,
-            qkv: self.matrix(&[(q_name, q), (k_name, kv), (v_name, kv)], hidden)?,
+            input_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
+            qkv: self.matrix(&qkv, hidden)?,
             qkv_bias: if self.config.attention_bias {
-                let mut bias = Vec::with_capacity(q + 2 * kv);
-                for (name, len) in projections("bias").iter().zip([q, kv, kv]) {
-                    bias.extend(self.read_vector(name, len)?);
+                let mut bias = Vec::new();
+                for (part, len) in projections {
+                    bias.extend(self.read_vector(&name(&format!("{part}.bias")), len)?);
                 }
                 Some(self.floats(&bias)?)
             } else {
                 None
             },
             output: self.matrix(&[(name("self_attn.o_proj.weight"), hidden)], q)?,
-            post_attention_norm: self.vector(&[name("post_attention_layernorm.weight")], hidden)?,
+            post_attention_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
             gate_up: self.matrix(&gate_up, hidden)?,
             down: self.matrix(&[(name("mlp.down_proj.weight"), hidden)], inner)?,
         })
@@ -152,8 +151,8 @@ impl<D: Device> Loader<'_, D> {
         Ok(whole)
     }
 
-    fn vector(&mut self, names: &[String; 1], len: usize) -> Result<View, InferError> {
-        let values = self.read_vector(&names[0], len)?;
+    fn vector(&mut self, name: &str, len: usize) -> Result<View, InferError> {
+        let values = self.read_vector(name, len)?;
         self.floats(&values)
     }
 

@@ -152,7 +152,6 @@ impl<'a> Loader<'a> {
         let ModelConfig { hidden_size: hidden, intermediate_size: inner, head_dim, .. } =
             *self.config;
         let q = self.config.num_attention_heads * head_dim;
-        let kv = self.config.num_key_value_heads * head_dim;
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let linear = |parts: &[(&str, usize)], columns, bias| {
             let matrix = |(part, rows): &(&str, usize)| {
@@ -162,21 +161,22 @@ impl<'a> Loader<'a> {
             Ok::<_, InferError>(Linear::new(weights, bias, self.dtype)?)
         };
         let bias = if self.config.attention_bias {
-            let parts = [("q", q), ("k", kv), ("v", kv)]
-                .map(|(part, len)| self.vector(&name(&format!("self_attn.{part}_proj.bias")), len));
+            let parts = self
+                .config
+                .qkv_projections()
+                .map(|(part, len)| self.vector(&name(&format!("{part}.bias")), len));
             let [q, k, v] = parts;
             Some([q?, k?, v?].concat())
         } else {
             None
         };
-        let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
         let inner_matrix = |part: &str| {
             let weight = self.matrix(&name(&format!("mlp.{part}_proj.weight")), inner, hidden)?;
             Ok::<_, InferError>(Matrix::pack(&[weight], self.dtype)?)
         };
         Ok(Layer {
             input_norm: self.norm(&name("input_layernorm.weight"))?,
-            qkv: linear(&qkv, hidden, bias)?,
+            qkv: linear(&self.config.qkv_projections(), hidden, bias)?,
             output: linear(&[("self_attn.o_proj", hidden)], q, None)?,
             post_attention_norm: self.norm(&name("post_attention_layernorm.weight"))?,
             gate_up: GatedLinear::new(inner_matrix("gate")?, inner_matrix("up")?)?,

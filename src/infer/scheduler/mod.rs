@@ -37,6 +37,14 @@ pub struct Chunk {
     pub is_last: bool,
 }
 
+impl Chunk {
+    /// Whether a token of `sequence`, whose chunk it is, is drawn from its last row.
+    #[must_use]
+    pub const fn draws(&self, sequence: &Sequence) -> bool {
+        self.is_last && !sequence.is_score_only()
+    }
+}
+
 /// Waiting and running sequences, and the pool they share.
 #[derive(Debug)]
 pub struct Scheduler {

@@ -1,12 +1,13 @@
 //! What to know of an embedded engine that ran on a GPU.
 
 use super::about;
+use crate::infer::device::is_emulated;
 use crate::record::{EngineRecord, JournalEvent, RunData};
 use crate::stats::warnings::{Warning, WarningClass};
 
 pub(super) fn emulated(engine: &EngineRecord) -> Option<Warning> {
     let gpu = setting(engine, "gpu")?;
-    gpu.starts_with("Emulated").then(|| {
+    is_emulated(gpu).then(|| {
         about(
             WarningClass::EmulatedGpu,
             Some(engine),

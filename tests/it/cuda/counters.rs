@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use serde_json::Value;
+use yardstick::infer::device::is_emulated;
 
 use super::*;
 
@@ -19,7 +20,7 @@ struct Case {
 
 /// Counters of a process that computes `case`; none where the device counts nothing.
 fn count(case: Case) -> Option<Value> {
-    if !device()?.starts_with("Emulated") {
+    if !is_emulated(&device()?) {
         eprintln!("skipped: only an emulated device counts");
         return None;
     }

@@ -79,6 +79,21 @@ fn describe(ordinal: i32) -> Result<CudaDevice, DriverError> {
     }
 }
 
+/// The memory of device `ordinal` beside a context with nothing in it, which is
+/// gone again when this returns.
+///
+/// # Errors
+/// What the driver says.
+pub fn memory_of(ordinal: usize) -> Result<DeviceMemory, DeviceError> {
+    let context = CudaContext::new(ordinal).map_err(|error| driver("opening", error))?;
+    memory_in(&context)
+}
+
+fn memory_in(context: &CudaContext) -> Result<DeviceMemory, DeviceError> {
+    let (free, total) = context.mem_get_info().map_err(|e| driver("cuMemGetInfo", e))?;
+    Ok(DeviceMemory { free: free as u64, total: total as u64 })
+}
+
 /// One device, its memory and a stream on it.
 pub struct Gpu {
     // Fields are dropped in this order; all need the context.
@@ -118,7 +133,7 @@ impl Gpu {
     /// What the driver says.
     pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
         let context = CudaContext::new(ordinal).map_err(|error| driver("opening", error))?;
-        let (free, total) = result::mem_get_info().map_err(|e| driver("cuMemGetInfo", e))?;
+        let DeviceMemory { free, total } = memory_in(&context)?;
         let stream =
             result::stream::create(StreamKind::NonBlocking).map_err(|e| driver("a stream", e))?;
         let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
@@ -132,7 +147,7 @@ impl Gpu {
             num_fetched_bytes: 0,
             allocations: Vec::new(),
             allocated_bytes: 0,
-            context_bytes: (total - free) as u64,
+            context_bytes: total - free,
             num_processors: usize::try_from(processors).unwrap_or(1).max(1),
             stream: Stream(stream),
             context,
@@ -147,9 +162,7 @@ impl Gpu {
     /// # Errors
     /// What the driver says.
     pub fn memory(&self) -> Result<DeviceMemory, DeviceError> {
-        self.bind()?;
-        let (free, total) = result::mem_get_info().map_err(|e| driver("cuMemGetInfo", e))?;
-        Ok(DeviceMemory { free: free as u64, total: total as u64 })
+        memory_in(&self.context)
     }
 
     /// Bytes that [`Device::alloc`] has handed out.

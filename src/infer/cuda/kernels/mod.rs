@@ -5,6 +5,7 @@
 pub mod decode_attention;
 pub mod embedding;
 pub mod gemv;
+mod paged;
 pub mod prefill_attention;
 pub mod rms_norm;
 pub mod rope_and_cache;

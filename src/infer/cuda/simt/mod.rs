@@ -10,7 +10,7 @@ mod values;
 
 pub(super) use device::{Host, Submitted};
 pub(super) use mutant::survives;
-pub(super) use sanitizer::sanitized;
+pub(super) use sanitizer::{assert_clean, assert_overflows};
 pub(super) use values::Values;
 
 use super::{Launch, View};

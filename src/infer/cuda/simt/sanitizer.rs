@@ -13,9 +13,22 @@ pub(super) fn flags() -> &'static [&'static str] {
     if std::env::var_os(WATCHED).is_some() { &FLAGS } else { &[] }
 }
 
+/// Asserts that the sanitizer finds nothing in the test of this path.
+pub(in crate::infer::cuda) fn assert_clean(test: &str) {
+    let output = sanitized(test);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Asserts that the test of this path, which plants one, accesses memory past a buffer.
+pub(in crate::infer::cuda) fn assert_overflows(test: &str) {
+    let output = sanitized(test);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("heap-buffer-overflow"), "{text}");
+}
+
 /// Runs the test of this path, such as `infer::cuda::kernels::rms_norm::tests::NAME`,
 /// ignored ones too, under the sanitizer.
-pub(in crate::infer::cuda) fn sanitized(test: &str) -> Output {
+fn sanitized(test: &str) -> Output {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let runtime = |name: &str| {
         let found = Command::new(&compiler).arg(format!("-print-file-name={name}")).output();

@@ -20,14 +20,10 @@ impl ModelConfig {
                 tensors.push((format!("model.layers.{layer}.{name}"), shape));
             };
             push("input_layernorm.weight", vec![hidden]);
-            for (projection, rows) in [
-                ("q_proj", self.query_width()),
-                ("k_proj", self.key_value_width()),
-                ("v_proj", self.key_value_width()),
-            ] {
-                push(&format!("self_attn.{projection}.weight"), vec![rows, hidden]);
+            for (projection, rows) in self.qkv_projections() {
+                push(&format!("{projection}.weight"), vec![rows, hidden]);
                 if self.attention_bias {
-                    push(&format!("self_attn.{projection}.bias"), vec![rows]);
+                    push(&format!("{projection}.bias"), vec![rows]);
                 }
             }
             push("self_attn.o_proj.weight", vec![hidden, self.query_width()]);
@@ -41,6 +37,14 @@ impl ModelConfig {
             tensors.push((OUTPUT_HEAD.to_owned(), vec![self.vocab_size, hidden]));
         }
         tensors
+    }
+
+    /// The projections to q, k and v of a layer, in the order in which they lie
+    /// side by side, each with its rows.
+    #[must_use]
+    pub fn qkv_projections(&self) -> [(&'static str, usize); 3] {
+        let (q, kv) = (self.query_width(), self.key_value_width());
+        [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)]
     }
 
     /// Parameters, tied embeddings counted once.
