@@ -36,7 +36,7 @@ impl RunProgress {
 
     fn label(&self, case: &Case) -> String {
         let engine = self.names.get(case.engine).map_or("?", String::as_str);
-        format!("{} C={} {engine}", case.experiment, case.concurrency)
+        format!("{} C={} {engine}", case.experiment, case.concurrency())
     }
 
     fn say(&self, line: &str) {

@@ -40,6 +40,9 @@ pub struct Run {
     /// Model card name, GGUF file, or folder with config.json and safetensors
     #[arg(long, value_name = "NAME|PATH")]
     model: Option<String>,
+    /// Repetitions of every case, interleaved between the engines [default: 1]
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
     /// Requests in each case [default: 10 in sequence, else one burst]
     #[arg(long, value_name = "N")]
     requests: Option<u32>,
@@ -149,6 +152,7 @@ impl Run {
         plan.stop_at_eos |= self.stop_at_eos;
         set(&mut plan.model, self.model.as_ref());
         set(&mut plan.name, self.name.as_ref());
+        set(&mut plan.rounds, self.rounds.as_ref());
         set(&mut plan.concurrency, self.concurrency.as_ref());
         set(&mut plan.max_tokens, self.max_tokens.as_ref());
         set(&mut plan.temperature, self.temperature.as_ref());
@@ -297,7 +301,10 @@ fn list_cases(cases: &[Case], contestants: &Contestants) -> anyhow::Result<ExitS
         writeln!(
             stdout,
             "{:<16} C={:<3} {:>4} requests  {}{state}",
-            case.experiment, case.concurrency, case.num_requests, names[case.engine]
+            case.experiment,
+            case.concurrency(),
+            case.num_requests,
+            names[case.engine]
         )?;
     }
     Ok(ExitStatus::Success)

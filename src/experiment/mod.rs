@@ -1,7 +1,10 @@
 //! The phases of a run's cases: make cold or warm up, measure, write down.
 //! Hands out no statistics and prints nothing; an [`Observer`] is told what happens.
 
+mod condition;
 mod entry;
+mod measure;
+mod warm_up;
 mod watch;
 
 use std::sync::Arc;
@@ -10,13 +13,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::engine::{Engine, ErrorClass};
+use crate::engine::{Engine, EngineError};
 use crate::infer::InferError;
 use crate::infer::telemetry::ResidentBytes;
-use crate::load::{Completed, drive};
 use crate::plan::Case;
 use crate::record::{JournalEntry, JournalEvent, RecordWriter, RequestRecord, Stopped};
-use crate::workload::{Workload, prompt_sha256};
+use crate::workload::Workload;
 use watch::Watch;
 
 /// Processor time that this process has used, for the client's own share.
@@ -141,106 +143,29 @@ impl From<InferError> for Failure {
     }
 }
 
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        Self::Case(error.message)
+    }
+}
+
 async fn run_case(
     session: &Session<'_>,
     cell: &Cell<'_>,
     warm: &mut bool,
     observer: &mut dyn Observer,
 ) -> Result<(), Failure> {
-    let Cell { number, case, engine, watch } = *cell;
-    let cold = case.experiment.is_cold();
-    if cold {
-        observer.phase(case, "making cold");
-        let took = engine.make_cold().await.map_err(|error| Failure::Case(error.message))?;
-        let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        session.note(JournalEvent::MadeCold { case: number, took_ns })?;
+    if cell.case.cold {
+        observer.phase(cell.case, "making cold");
+        condition::make_cold(session, cell).await?;
     } else if !*warm {
-        observer.phase(case, "warming up");
-        warm_up(session, number, case, engine).await?;
+        observer.phase(cell.case, "warming up");
+        warm_up::warm_up(session, cell).await?;
     }
     // Also a cold case leaves its engine warm.
     *warm = true;
-    observer.phase(case, "measuring");
-    let requests = (0..case.num_requests)
-        .map(|index| session.workload.request(case.load, index))
-        .collect::<Result<Vec<_>, _>>()?;
-    let digests: Vec<_> = requests.iter().map(|request| prompt_sha256(&request.prompt)).collect();
-    let max_tokens = requests.first().map_or(0, |request| request.max_tokens);
-    session.note(JournalEvent::CaseStarted { case: number })?;
-    let cpu_before = (session.cpu_time)();
-    let concurrency = case.concurrency as usize;
-    let mut stopped = Ok(());
-    drive(engine, requests, concurrency, session.clock, &session.cancel, &mut |completed| {
-        let index = completed.index;
-        let record = entry::record(
-            completed,
-            entry::Setting {
-                case: number,
-                warmup: false,
-                // The opening burst meets the cold engine; what follows does not.
-                cold: cold && index < concurrency,
-                requested_prompt_tokens: session.workload.requested_prompt_tokens(),
-                max_tokens,
-                prompt_sha256: digests.get(index).cloned().unwrap_or_default(),
-            },
-        );
-        observer.request(&record);
-        stopped = session.writer.request(record);
-        // In between, so that no channel fills up however long the case is.
-        stopped = stopped.and_then(|()| watch.write(case.engine, session));
-        stopped.is_ok()
-    })
-    .await;
-    stopped?;
-    let client_cpu = (session.cpu_time)().saturating_sub(cpu_before);
-    let client_cpu_ns = u64::try_from(client_cpu.as_nanos()).unwrap_or(u64::MAX);
-    watch.write(case.engine, session)?;
-    if !session.cancel.is_cancelled() {
-        session.note(JournalEvent::CaseFinished { case: number, client_cpu_ns })?;
-    }
-    Ok(())
-}
-
-/// One request alone, so that a lazy engine loads, then a burst of the case's
-/// size, so that its batch shapes are met. Fails the case if nothing answers.
-async fn warm_up(
-    session: &Session<'_>,
-    number: u32,
-    case: &Case,
-    engine: &Arc<dyn Engine>,
-) -> Result<(), Failure> {
-    let concurrency = case.concurrency as usize;
-    let requests = (0..=case.concurrency)
-        .map(|index| session.workload.warm_up(index))
-        .collect::<Result<Vec<_>, _>>()?;
-    let (alone, burst) = requests.split_at(1);
-    let mut last_error = None;
-    let mut stopped = Ok(());
-    let mut keep = |completed: Completed| {
-        last_error = completed.exchange.outcome.as_ref().err().cloned();
-        let record = entry::record(
-            completed,
-            entry::Setting {
-                case: number,
-                warmup: true,
-                cold: false,
-                requested_prompt_tokens: session.workload.requested_prompt_tokens(),
-                max_tokens: alone[0].max_tokens,
-                prompt_sha256: String::new(),
-            },
-        );
-        stopped = session.writer.request(record);
-        stopped.is_ok()
-    };
-    drive(engine, alone.to_vec(), 1, session.clock, &session.cancel, &mut keep).await;
-    drive(engine, burst.to_vec(), concurrency, session.clock, &session.cancel, &mut keep).await;
-    stopped?;
-    match last_error {
-        Some(error) if error.class != ErrorClass::Cancelled => {
-            Err(Failure::Case(format!("warm-up failed: {}", error.message)))
-        }
-        Some(_) | None => Ok(()),
-    }
+    observer.phase(cell.case, "measuring");
+    measure::measure(session, cell, observer).await
 }
 
 impl Session<'_> {

@@ -1,8 +1,9 @@
 //! From a plan and the engines that answered to an ordered list of cases.
-//! Engines alternate within each load, so that a machine that drifts during
-//! the run does not favour whoever came first.
+//! Engines alternate within each load and turn round from one round to the next
+//! (A B, B A, A B ...), so that a machine that drifts during the run does not
+//! favour whoever came first.
 
-use super::{Experiment, Plan};
+use super::{Experiment, LoadShape, Plan};
 use crate::record::CaseRecord;
 
 /// An engine as far as planning cares.
@@ -16,15 +17,19 @@ pub struct Subject {
     pub no_cold: Option<String>,
 }
 
-/// One cell of the plan: an engine under one load.
+/// One engine under one load, once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
     /// Index of the engine among the subjects.
     pub engine: usize,
-    /// Which experiment.
-    pub experiment: Experiment,
-    /// Requests in flight at once.
-    pub concurrency: u32,
+    /// Name of the experiment.
+    pub experiment: String,
+    /// Whether the engine is made cold before it.
+    pub cold: bool,
+    /// Which repetition of the plan, from 0.
+    pub round: u32,
+    /// When its requests are released.
+    pub shape: LoadShape,
     /// Requests in all.
     pub num_requests: u32,
     /// Why it is not measured; `None` if it is.
@@ -34,39 +39,67 @@ pub struct Case {
 }
 
 impl Case {
+    /// Most requests in flight at once.
+    #[must_use]
+    pub const fn concurrency(&self) -> u32 {
+        match self.shape {
+            LoadShape::Closed { concurrency } => concurrency,
+        }
+    }
+
     /// As it stands in the manifest.
     #[must_use]
     pub fn record(&self, subjects: &[Subject]) -> CaseRecord {
         CaseRecord {
             engine: subjects[self.engine].name.clone(),
-            experiment: self.experiment.as_str().to_owned(),
-            concurrency: self.concurrency,
+            experiment: self.experiment.clone(),
+            round: self.round,
+            concurrency: self.concurrency(),
             num_requests: self.num_requests,
-            cold: self.experiment.is_cold(),
+            cold: self.cold,
             absent: self.absent.clone(),
         }
     }
 }
 
-/// Every case of `plan` over `subjects`, in the order in which they run.
+/// Every case of `plan` over `subjects`, in the order in which they run. Each
+/// round has prompts of its own; within a round engines share them.
 #[must_use]
 pub fn expand(plan: &Plan, subjects: &[Subject]) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut load = 0;
-    for &experiment in &plan.experiments {
-        for concurrency in levels(experiment, plan.concurrency) {
-            for (engine, subject) in subjects.iter().enumerate() {
-                let absent = subject
-                    .unusable
-                    .clone()
-                    .or_else(|| subject.no_cold.clone().filter(|_| experiment.is_cold()));
-                let num_requests = num_requests(experiment, concurrency, plan.requests);
-                cases.push(Case { engine, experiment, concurrency, num_requests, absent, load });
+    for round in 0..plan.rounds {
+        for &experiment in &plan.experiments {
+            for concurrency in levels(experiment, plan.concurrency) {
+                for engine in order(subjects.len(), round) {
+                    let subject = &subjects[engine];
+                    let no_cold = subject.no_cold.clone().filter(|_| experiment.is_cold());
+                    cases.push(Case {
+                        engine,
+                        experiment: experiment.as_str().to_owned(),
+                        cold: experiment.is_cold(),
+                        round,
+                        shape: LoadShape::Closed { concurrency },
+                        num_requests: num_requests(experiment, concurrency, plan.requests),
+                        absent: subject.unusable.clone().or(no_cold),
+                        load,
+                    });
+                }
+                load += 1;
             }
-            load += 1;
         }
     }
     cases
+}
+
+/// Forwards in even rounds, backwards in odd ones: over two rounds no engine
+/// comes earlier than another on average.
+fn order(num_engines: usize, round: u32) -> Vec<usize> {
+    if round.is_multiple_of(2) {
+        (0..num_engines).collect()
+    } else {
+        (0..num_engines).rev().collect()
+    }
 }
 
 fn levels(experiment: Experiment, concurrency: u32) -> std::ops::RangeInclusive<u32> {
@@ -104,14 +137,15 @@ mod tests {
     fn defaults_are_the_study() {
         let cases = expand(&Plan::default(), &subjects());
         let of = |experiment| {
-            cases.iter().filter(|c| c.engine == 0 && c.experiment == experiment).collect::<Vec<_>>()
+            let of_it = |c: &&Case| c.engine == 0 && c.experiment == Experiment::as_str(experiment);
+            cases.iter().filter(of_it).collect::<Vec<_>>()
         };
         let sequential = of(Experiment::SequentialCold);
-        assert_eq!((sequential[0].concurrency, sequential[0].num_requests), (1, 10));
+        assert_eq!((sequential[0].concurrency(), sequential[0].num_requests), (1, 10));
         assert_eq!(of(Experiment::ConcurrentWarm)[0].num_requests, 10);
         let batched = of(Experiment::BatchedWarm);
         assert_eq!(batched.len(), 10);
-        assert!(batched.iter().all(|case| case.num_requests == case.concurrency));
+        assert!(batched.iter().all(|case| case.num_requests == case.concurrency()));
     }
 
     #[test]
@@ -119,7 +153,7 @@ mod tests {
         let cases = expand(&Plan::default(), &subjects());
         for case in cases.iter().filter(|case| case.engine == 1) {
             let reason = case.absent.as_deref();
-            assert_eq!(reason, case.experiment.is_cold().then_some("not ours to stop"));
+            assert_eq!(reason, case.cold.then_some("not ours to stop"));
         }
     }
 
@@ -134,10 +168,22 @@ mod tests {
     }
 
     #[test]
+    fn rounds_turn_the_engines_round_and_repeat_no_prompt() {
+        let plan = Plan { rounds: 2, ..Plan::default() };
+        let cases = expand(&plan, &subjects());
+        let (first, second) = cases.split_at(cases.len() / 2);
+        for (pair, again) in first.chunks(2).zip(second.chunks(2)) {
+            assert_eq!([pair[0].engine, pair[1].engine], [again[1].engine, again[0].engine]);
+            assert_eq!((pair[0].round, again[0].round), (0, 1));
+            assert_ne!(pair[0].load, again[0].load);
+        }
+    }
+
+    #[test]
     fn a_burst_is_never_left_incomplete() {
         let plan = Plan { requests: Some(3), concurrency: 8, ..Plan::default() };
         for case in expand(&plan, &subjects()) {
-            assert!(case.num_requests >= case.concurrency);
+            assert!(case.num_requests >= case.concurrency());
         }
     }
 }

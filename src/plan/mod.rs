@@ -3,6 +3,7 @@
 
 pub mod expand;
 pub mod experiment;
+pub mod load_shape;
 mod wire;
 
 use thiserror::Error;
@@ -12,12 +13,15 @@ use crate::engine::spec::SpecError;
 
 pub use expand::{Case, Subject, expand};
 pub use experiment::Experiment;
+pub use load_shape::LoadShape;
 
 /// The question that the original study asked.
 pub const STUDY_QUESTION: &str = "why is the sky blue?";
 
 /// Bound on requests, concurrency and lengths in a plan: beyond it a typo is likelier than a wish.
 const MAX_COUNT: u32 = 100_000;
+/// Bound on repetitions of the whole plan.
+const MAX_ROUNDS: u32 = 1_000;
 
 /// A plan whose every field has been checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +36,8 @@ pub struct Plan {
     pub engines: Vec<EngineSpec>,
     /// Experiments, in order.
     pub experiments: Vec<Experiment>,
+    /// Repetitions of every case, interleaved between the engines.
+    pub rounds: u32,
     /// Requests in a case; `None` is each experiment's own number.
     pub requests: Option<u32>,
     /// Size of the bursts, and the last level of `batched-warm`.
@@ -72,6 +78,7 @@ impl Default for Plan {
             model: crate::catalog::card::DEFAULT_MODEL.to_owned(),
             engines: Vec::new(),
             experiments: Experiment::ALL.to_vec(),
+            rounds: 1,
             requests: None,
             concurrency: 10,
             prompt: PromptPlan::Question(STUDY_QUESTION.to_owned()),
@@ -138,6 +145,10 @@ impl Plan {
     /// # Errors
     /// [`PlanError`] names the field, what it is and what it may be.
     pub fn check(&self) -> Result<(), PlanError> {
+        if !(1..=MAX_ROUNDS).contains(&self.rounds) {
+            let expected = format!("1 to {MAX_ROUNDS}");
+            return Err(out_of_range("rounds", &self.rounds.to_string(), &expected));
+        }
         let counts = [
             ("requests", self.requests.unwrap_or(1)),
             ("concurrency", self.concurrency),

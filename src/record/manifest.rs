@@ -54,6 +54,9 @@ pub struct CaseRecord {
     pub engine: String,
     /// Name of the experiment, such as `concurrent-warm`.
     pub experiment: String,
+    /// Which repetition of the plan, from 0.
+    #[serde(default)]
+    pub round: u32,
     /// Requests in flight at once.
     pub concurrency: u32,
     /// Requests in the case, warm-up not counted.

@@ -258,6 +258,7 @@ pub(crate) mod tests {
         CaseRecord {
             engine: engine.to_owned(),
             experiment: experiment.to_owned(),
+            round: 0,
             concurrency,
             num_requests: concurrency,
             cold: experiment.ends_with("cold"),

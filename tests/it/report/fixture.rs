@@ -108,6 +108,7 @@ pub fn run() -> RunData {
                 cases.push(CaseRecord {
                     engine: engine.name.to_owned(),
                     experiment: experiment.to_owned(),
+                    round: 0,
                     concurrency: *concurrency,
                     num_requests: if experiment.starts_with("sequential") {
                         10
