@@ -1,6 +1,7 @@
 //! The command line: one verb per file. The only place that prints: data on
 //! stdout, everything else on stderr.
 
+pub mod calibrate;
 pub mod doctor;
 pub mod embedded;
 mod engines;
@@ -64,6 +65,7 @@ enum Verb {
     Report(report::Report),
     Generate(generate::Generate),
     Serve(serve::Serve),
+    Calibrate(calibrate::Calibrate),
     Doctor(doctor::Doctor),
     List(list::List),
 }
@@ -104,6 +106,7 @@ impl Verb {
             Self::Report(verb) => verb.execute(global),
             Self::Generate(verb) => verb.execute(global),
             Self::Serve(verb) => verb.execute(global),
+            Self::Calibrate(verb) => verb.execute(global),
             Self::Doctor(verb) => verb.execute(global),
             Self::List(verb) => verb.execute(global),
         }

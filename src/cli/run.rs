@@ -82,6 +82,9 @@ pub struct Run {
     /// Print summary.json on stdout and nothing else there
     #[arg(long)]
     json: bool,
+    /// Do not measure the client's own error before and after the cases (about a second each)
+    #[arg(long)]
+    no_calibration: bool,
     /// Print the cases that would be measured, and stop
     #[arg(long)]
     list: bool,
@@ -113,7 +116,10 @@ impl Run {
         let path = self.out.clone().unwrap_or_else(|| default_path(&plan.name));
         let manifest = manifest(&plan, seed, &contestants, &cases);
         let recorder = Recorder::create(&path, &manifest)?;
-        let measurement = Measurement { plan: &plan, seed, clock: &clock, cancel: &cancel };
+        let no_calibration = self.no_calibration.then(|| "--no-calibration was given".to_owned());
+        let measurement =
+            Measurement { plan: &plan, seed, clock: &clock, cancel: &cancel, no_calibration };
+        hardware::raise_open_files();
         let measured = measurement.measure(&runtime, &contestants, &cases, recorder);
         // Engines are stopped before anything is computed or printed.
         drop(contestants);
@@ -196,6 +202,8 @@ struct Measurement<'a> {
     seed: u64,
     clock: &'a Clock,
     cancel: &'a CancellationToken,
+    /// Why the client is not measured; `None` if it is.
+    no_calibration: Option<String>,
 }
 
 impl Measurement<'_> {
@@ -228,6 +236,7 @@ impl Measurement<'_> {
             cancel: self.cancel.clone(),
             cpu_time: hardware::process_cpu_time,
             resident_bytes: hardware::resident_bytes,
+            no_calibration: self.no_calibration.clone(),
         };
         let mut progress = RunProgress::new(cases, contestants.names());
         let ended = runtime.block_on(run_cases(&session, cases, &mut progress));
@@ -314,7 +323,7 @@ fn default_path(name: &str) -> PathBuf {
     PathBuf::from("runs").join(format!("{}-{name}", wall_label("%Y%m%d-%H%M%S")))
 }
 
-fn wall_label(format: &str) -> String {
+pub(super) fn wall_label(format: &str) -> String {
     jiff::Timestamp::try_from(Clock::wall())
         .map_or_else(|_| "unknown-time".to_owned(), |now| now.strftime(format).to_string())
 }

@@ -1,6 +1,7 @@
 //! The phases of a run's cases: make cold or warm up, measure, write down.
 //! Hands out no statistics and prints nothing; an [`Observer`] is told what happens.
 
+pub mod calibration;
 mod condition;
 mod entry;
 mod measure;
@@ -40,6 +41,8 @@ pub struct Session<'a> {
     pub cpu_time: CpuTime,
     /// Read by engines in this process as they load and step.
     pub resident_bytes: ResidentBytes,
+    /// Why the client is not measured before and after the cases; `None` if it is.
+    pub no_calibration: Option<String>,
 }
 
 /// Is told how a run goes, for progress on a terminal.
@@ -73,7 +76,15 @@ pub async fn run_cases(
         return Ended::RecorderStopped;
     }
     let watch = Watch::start(session);
+    if calibration::of_run(session, cases, "before").await.is_err() {
+        return Ended::RecorderStopped;
+    }
     let ended = run_each(session, cases, &watch, observer).await;
+    if matches!(ended, Ended::Complete)
+        && calibration::of_run(session, cases, "after").await.is_err()
+    {
+        return Ended::RecorderStopped;
+    }
     if matches!(ended, Ended::RecorderStopped) || watch.write_all(session).is_err() {
         return Ended::RecorderStopped;
     }

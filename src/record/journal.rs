@@ -87,6 +87,24 @@ pub enum JournalEvent {
         /// How many.
         num_events: u64,
     },
+    /// The client was measured against a scripted server; its requests are in `calibration.jsonl`.
+    Calibrated {
+        /// `before` or `after` the cases, or a scenario's name.
+        part: String,
+        /// Requests at once.
+        concurrency: u32,
+        /// How long that took.
+        took_ns: u64,
+        /// Processor time of this process meanwhile, the server's thread left out.
+        client_cpu_ns: Option<u64>,
+    },
+    /// The client was not measured.
+    NotCalibrated {
+        /// `before` or `after` the cases, or a scenario's name.
+        part: String,
+        /// Why.
+        reason: String,
+    },
     /// The user asked to stop; what was measured is kept.
     Interrupted,
     /// The last line of a run that ended by itself.

@@ -1,6 +1,7 @@
 //! The run directory: raw lines as they happen, from which everything else is
 //! derived. Knows files and schemas, computes nothing.
 
+pub mod calibration;
 pub mod journal;
 pub mod manifest;
 pub mod request;
@@ -8,6 +9,7 @@ pub mod run_dir;
 pub mod step;
 pub mod writer;
 
+pub use calibration::{CalibrationRecord, TruthRecord};
 pub use journal::{JournalEntry, JournalEvent};
 pub use manifest::{CaseRecord, EngineRecord, Machine, Manifest};
 pub use request::{CountSource, EventRecord, Outcome, RequestRecord};

@@ -4,7 +4,9 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use super::{CountSource, JournalEntry, Recorder, RequestRecord, RunDirError, StepRecord};
+use super::{
+    CalibrationRecord, CountSource, JournalEntry, Recorder, RequestRecord, RunDirError, StepRecord,
+};
 
 /// Lines that may wait for the disk; past it the sender waits too.
 const QUEUE: usize = 4096;
@@ -16,6 +18,7 @@ enum Line {
     Request(Box<RequestRecord>),
     Journal(JournalEntry),
     Step(StepRecord),
+    Calibration(Box<CalibrationRecord>),
 }
 
 /// Hands lines to the recorder's thread.
@@ -62,6 +65,14 @@ impl RecordWriter {
         self.lines.send(Line::Step(step)).map_err(|_| Stopped)
     }
 
+    /// Queues a request of the client's own measurement.
+    ///
+    /// # Errors
+    /// When the recorder has stopped at an error.
+    pub fn calibration(&self, record: CalibrationRecord) -> Result<(), Stopped> {
+        self.lines.send(Line::Calibration(Box::new(record))).map_err(|_| Stopped)
+    }
+
     /// Waits until every queued line is in its file.
     ///
     /// # Errors
@@ -90,6 +101,7 @@ fn write(
             }
             Line::Journal(entry) => recorder.journal(&entry)?,
             Line::Step(step) => recorder.step(&step)?,
+            Line::Calibration(record) => recorder.calibration(&record)?,
         }
     }
     Ok(())

@@ -92,6 +92,18 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
     Ok(())
 }
 
+/// Writes one table, with the columns it had no room for below it.
+///
+/// # Errors
+/// Those of `out`.
+pub fn render_table(shown: &Table, color: bool, width: usize, out: &mut impl Write) -> fmt::Result {
+    let left_out = table(out, shown, Ink { color }, width.max(MIN_WIDTH))?;
+    if left_out.is_empty() {
+        return Ok(());
+    }
+    paragraph(out, "", &format!("left out at this width: {}", left_out.join(", ")), width)
+}
+
 fn warnings(view: &View<'_>, ink: Ink, width: usize, out: &mut impl Write) -> fmt::Result {
     if view.warnings.is_empty() {
         return Ok(());

@@ -137,6 +137,9 @@ fn facts(run: &RunData, summary: &Summary) -> Vec<(&'static str, String)> {
         ("machine", machine_line(&manifest.machine)),
         ("by", format!("yardstick {}, seed {}", manifest.yardstick_version, manifest.seed)),
     ];
+    if let Some(line) = summary.client_error.as_ref().map(super::own_error::line) {
+        facts.push(("own error", line));
+    }
     if !summary.complete {
         facts.push(("state", "incomplete: the run did not reach its end".to_owned()));
     }

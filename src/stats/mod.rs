@@ -3,10 +3,12 @@
 
 pub mod case;
 pub mod checks;
+pub mod client_error;
 pub mod distribution;
 pub mod http_cost;
 pub mod inside;
 pub mod latency;
+pub mod misreading;
 pub mod order_statistics;
 pub mod staircase;
 pub mod summary;
@@ -42,7 +44,8 @@ pub fn summarise(run: &RunData) -> Summary {
     }
     let inside = inside::summarise(run, &grouped);
     let http_cost = http_cost::pair(&run.manifest.engines, &cases);
-    let warnings = checks::find(run, &grouped, &cases, complete);
+    let client_error = client_error::find(run);
+    let warnings = checks::find(run, &grouped, &cases, client_error.as_ref(), complete);
     Summary {
         schema_version: SCHEMA_VERSION,
         name: run.manifest.name.clone(),
@@ -53,6 +56,7 @@ pub fn summarise(run: &RunData) -> Summary {
         absent,
         http_cost,
         inside,
+        client_error,
         warnings,
     }
 }

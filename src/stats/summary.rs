@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::ErrorClass;
 
+use super::client_error::ClientErrors;
 use super::inside::Inside;
 use super::warnings::Warning;
 
@@ -32,6 +33,9 @@ pub struct Summary {
     /// What engines in this process told of themselves.
     #[serde(default)]
     pub inside: Vec<Inside>,
+    /// What our own client adds, as measured before and after the cases.
+    #[serde(default)]
+    pub client_error: Option<ClientErrors>,
     /// What a reader must know before believing the numbers.
     pub warnings: Vec<Warning>,
 }

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Facts, about, count, is_embedded, name_cases};
+use super::{Facts, about, count, name_cases};
 use crate::engine::ErrorClass;
 use crate::record::{CountSource, EngineRecord, JournalEvent, Outcome};
-use crate::stats::distribution::median;
 use crate::stats::order_statistics::smallest_n;
 use crate::stats::summary::CaseSummary;
 use crate::stats::warnings::{Warning, WarningClass};
@@ -19,8 +18,6 @@ const MANY_TOKENS_PER_EVENT: f64 = 1.1;
 const MAX_SPREAD_SHARE: f64 = 0.01;
 /// Load average per processor above which the machine was not ours.
 const BUSY_LOAD: f64 = 0.25;
-/// Share of one processor above which the client may be what is measured.
-const SATURATED_SHARE: f64 = 0.7;
 /// Characters of an error message that are quoted.
 const MAX_MESSAGE: usize = 160;
 
@@ -251,29 +248,4 @@ pub(super) fn busy_machine(facts: &Facts<'_>) -> Option<Warning> {
              measure again",
         )
     })
-}
-
-pub(super) fn client_saturated(facts: &Facts<'_>, engine: &EngineRecord) -> Option<Warning> {
-    if is_embedded(engine) {
-        // Its share includes the engine, which is meant to use the processors.
-        return None;
-    }
-    let used = |case: &&CaseSummary| case.client_cpu_share.is_some_and(|s| s > SATURATED_SHARE);
-    let most = facts
-        .cases_of(engine)
-        .filter(used)
-        .filter_map(|case| case.client_cpu_share)
-        .max_by(f64::total_cmp)?;
-    let typical = median(facts.cases_of(engine).filter_map(|case| case.client_cpu_share))?;
-    Some(about(
-        WarningClass::ClientSaturated,
-        Some(engine),
-        format!(
-            "the client used up to {:.0} % of a processor (median {:.0} %) in {}",
-            most * 100.0,
-            typical * 100.0,
-            name_cases(facts.cases_of(engine).filter(used)),
-        ),
-        "latencies may be the client's own: measure from another machine, or with fewer streams",
-    ))
 }

@@ -1,6 +1,7 @@
 //! Finds what a reader must know before believing the numbers. Each check is a
 //! pure function of the run; wording lives beside the finding, rendering elsewhere.
 
+mod client;
 mod fairness;
 mod gpu;
 mod measurement;
@@ -11,6 +12,7 @@ use crate::engine::{EngineInfo, EngineKind};
 use crate::record::{EngineRecord, RequestRecord, RunData};
 
 use super::case::CaseRequests;
+use super::client_error::ClientErrors;
 use super::summary::CaseSummary;
 use super::warnings::{Warning, WarningClass};
 
@@ -21,6 +23,7 @@ pub fn find(
     run: &RunData,
     grouped: &[CaseRequests<'_>],
     cases: &[CaseSummary],
+    client_error: Option<&ClientErrors>,
     complete: bool,
 ) -> Vec<Warning> {
     let facts = Facts { run, grouped, cases };
@@ -41,7 +44,8 @@ pub fn find(
         warnings.extend(measurement::multi_token_chunks(&facts, engine));
         warnings.extend(measurement::count_source(&facts, engine));
         warnings.extend(measurement::send_spread(&facts, engine));
-        warnings.extend(measurement::client_saturated(&facts, engine));
+        warnings.extend(client::saturated(&facts, client_error, engine));
+        warnings.extend(client::processor(&facts, engine));
     }
     warnings
 }
