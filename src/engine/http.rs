@@ -6,20 +6,17 @@
 //! wait, and no request queues for another's connection inside the client,
 //! which other harnesses report as latency of the server.
 
-use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
-use hyper::{Method, Request, StatusCode};
+use hyper::StatusCode;
+use hyper::header::HeaderValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use super::link::Link;
-use super::socket::{self, Stamped};
+use super::link::{Link, LinkError, Outgoing};
+use super::socket;
 use super::{EngineError, EngineSpec, ErrorClass};
 use crate::clock::Clock;
 
@@ -140,60 +137,50 @@ impl Endpoint {
                     .with_hint("check the URL and the network between here and there"));
             }
         };
-        Link::new(Stamped::new(socket, self.clock.clone()))
-            .await
-            .map_err(|error| self.broken(&error, false))
+        Ok(Link::new(socket, self.clock.clone(), self.idle))
     }
 
     /// A POST of `body` as JSON.
-    pub(super) fn post(
-        &self,
-        route: &str,
-        body: &impl Serialize,
-    ) -> Result<Request<Full<Bytes>>, EngineError> {
+    pub(super) fn post(&self, route: &str, body: &impl Serialize) -> Result<Outgoing, EngineError> {
         let body = serde_json::to_vec(body).map_err(|error| {
             self.error(ErrorClass::Protocol, format!("cannot be sent this request: {error}"))
         })?;
-        self.request(Method::POST, route, Bytes::from(body))
+        Ok(self.request("POST", route, &body))
     }
 
-    fn request(
-        &self,
-        method: Method,
-        route: &str,
-        body: Bytes,
-    ) -> Result<Request<Full<Bytes>>, EngineError> {
+    /// Head and body in one piece, so that they leave with one write.
+    fn request(&self, method: &str, route: &str, body: &[u8]) -> Outgoing {
         const AGENT: &str = concat!("yardstick/", env!("CARGO_PKG_VERSION"));
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{route}", self.base))
-            .header(HOST, self.authority.clone())
-            .header(USER_AGENT, AGENT)
-            .header(ACCEPT, "*/*");
+        let path = format!("{}{route}", self.base);
+        let mut bytes = format!("{method} {path} HTTP/1.1\r\nhost: ").into_bytes();
+        bytes.extend_from_slice(self.authority.as_bytes());
+        bytes.extend_from_slice(format!("\r\nuser-agent: {AGENT}\r\naccept: */*\r\n").as_bytes());
         if !body.is_empty() {
-            request = request.header(CONTENT_TYPE, "application/json");
+            let length = format!("content-length: {}\r\n", body.len());
+            bytes.extend_from_slice(b"content-type: application/json\r\n");
+            bytes.extend_from_slice(length.as_bytes());
         }
         if let Some(key) = &self.key {
-            request = request.header(AUTHORIZATION, key.header.clone());
+            bytes.extend_from_slice(b"authorization: ");
+            bytes.extend_from_slice(key.header.as_bytes());
+            bytes.extend_from_slice(b"\r\n");
         }
-        request.body(Full::new(body)).map_err(|error| {
-            self.error(ErrorClass::Protocol, format!("cannot be sent this request: {error}"))
-        })
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(body);
+        Outgoing { path, bytes }
     }
 
     /// Sends a question and reads the whole answer, whatever its status.
     ///
     /// # Errors
     /// When no complete answer comes within 10 s.
-    pub(super) async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Answer, EngineError> {
-        let route = request.uri().path().to_owned();
+    pub(super) async fn ask(&self, request: &Outgoing) -> Result<Answer, EngineError> {
+        let route = &request.path;
         let asking = async {
             let mut link = self.open().await?;
             let broken = |error| self.broken(&error, true);
-            let response = link.send(request).await.map_err(broken)?;
-            let status = response.status();
-            let (body, whole) =
-                link.read_body(response.into_body(), MAX_ANSWER).await.map_err(broken)?;
+            let status = link.send(request).await.map_err(broken)?.status;
+            let (body, whole) = link.read_body(MAX_ANSWER).await.map_err(broken)?;
             if !whole {
                 let what = format!("answered {route} with more than {MAX_ANSWER} bytes");
                 return Err(self.error(ErrorClass::Protocol, what));
@@ -211,7 +198,7 @@ impl Endpoint {
     /// # Errors
     /// See [`Endpoint::ask`].
     pub(super) async fn get(&self, route: &str) -> Result<Answer, EngineError> {
-        self.ask(self.request(Method::GET, route, Bytes::new())?).await
+        self.ask(&self.request("GET", route, b"")).await
     }
 
     /// The JSON answer to a GET.
@@ -234,7 +221,7 @@ impl Endpoint {
         route: &str,
         body: &impl Serialize,
     ) -> Result<T, EngineError> {
-        self.decode(route, &self.ask(self.post(route, body)?).await?)
+        self.decode(route, &self.ask(&self.post(route, body)?).await?)
     }
 
     /// The JSON answer to a GET, or `None` where the engine has no such route.
@@ -306,23 +293,37 @@ impl Endpoint {
 
     /// What a connection that broke means. `sent` says whether any of the
     /// request had left: before that the engine has refused, not failed.
-    pub(super) fn broken(&self, error: &hyper::Error, sent: bool) -> EngineError {
-        let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-        let garbled = matches!(
-            io.map(io::Error::kind),
-            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
-        );
-        if error.is_parse() || garbled {
-            let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-            return self.error(ErrorClass::Protocol, format!("does not speak HTTP/1.1: {why}"));
-        }
-        let why = io.map_or_else(|| "connection closed".to_owned(), io_reason);
+    pub(super) fn broken(&self, error: &LinkError, sent: bool) -> EngineError {
+        let why = match error {
+            LinkError::Idle => {
+                let what = format!("sent no byte for {} s", self.idle.as_secs());
+                return self
+                    .error(ErrorClass::Timeout, what)
+                    .with_hint("see whether it is stuck, or raise timeout_s");
+            }
+            LinkError::Garbled(why) => return self.garbled(why),
+            // TLS says so where the bytes are not what it expects.
+            LinkError::Io(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+                ) =>
+            {
+                return self.garbled(&error.to_string());
+            }
+            LinkError::Io(error) => io_reason(error),
+            LinkError::Closed => "connection closed".to_owned(),
+        };
         if sent {
             self.error(ErrorClass::Truncated, format!("ended its answer too early: {why}"))
         } else {
             self.error(ErrorClass::Unreachable, format!("is unreachable: {why}"))
                 .with_hint("start it, or check the URL")
         }
+    }
+
+    fn garbled(&self, why: &str) -> EngineError {
+        self.error(ErrorClass::Protocol, format!("does not speak HTTP/1.1: {why}"))
     }
 }
 
@@ -418,8 +419,10 @@ mod tests {
         let based = endpoint("x:openai=https://host/proxy/v1/");
         assert_eq!((based.label.as_str(), based.port), ("x at https://host/proxy", 443));
         let request = based.post("/v1/completions", &serde_json::json!({})).unwrap();
-        assert_eq!(request.uri().path(), "/proxy/v1/completions");
-        assert_eq!(request.headers()[HOST], "host");
+        assert_eq!(request.path, "/proxy/v1/completions");
+        let text = String::from_utf8(request.bytes).unwrap();
+        assert!(text.starts_with("POST /proxy/v1/completions HTTP/1.1\r\nhost: host\r\n"));
+        assert!(text.ends_with("content-length: 2\r\n\r\n{}"), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod ndjson;
 mod ollama;
 mod openai;
 pub mod replay;
+mod reply;
 pub mod scripted;
 mod socket;
 pub mod spec;

@@ -2,7 +2,7 @@
 //! blank line, an optional `event:` name, comments skipped. Knows no JSON.
 
 use super::EngineError;
-use super::line::{LineSplitter, MAX_LINE};
+use super::line::{LineSplitter, MAX_LINE, cut_line, without_return};
 
 /// Name given to what older llama.cpp servers send as an `error:` field.
 pub(super) const ERROR_EVENT: &str = "error";
@@ -46,6 +46,13 @@ impl SseDecoder {
         bytes: &[u8],
         mut on_event: impl FnMut(SseEvent<'_>) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
+        let mut bytes = bytes;
+        // Nearly every read is one event of one line, whole: it is handed over as it lies there.
+        while self.lines.is_between_lines() && self.pending.is_new() {
+            let Some((data, rest)) = whole_event(bytes) else { break };
+            on_event(SseEvent { data, is_error: false })?;
+            bytes = rest;
+        }
         let pending = &mut self.pending;
         self.lines.feed(bytes, |line| pending.line(line, &mut on_event))
     }
@@ -66,7 +73,21 @@ impl SseDecoder {
     }
 }
 
+/// The data of an event that is one line of data and whole at the beginning of
+/// `bytes`, and what follows it.
+fn whole_event(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (line, rest) = cut_line(bytes.strip_prefix(b"data: ")?)?;
+    let data = without_return(line);
+    let rest = rest.strip_prefix(b"\n").or_else(|| rest.strip_prefix(b"\r\n"))?;
+    (data.len() <= MAX_LINE).then_some((data, rest))
+}
+
 impl Pending {
+    /// Whether nothing of the next event has come.
+    const fn is_new(&self) -> bool {
+        !self.has_data && !self.is_error
+    }
+
     fn line(
         &mut self,
         line: &[u8],

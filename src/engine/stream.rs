@@ -2,23 +2,16 @@
 //! engine's dialect. Knows status, content type, idle time and cancellation;
 //! what the events mean is the [`Dialect`]'s.
 
-use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::header::CONTENT_TYPE;
-use hyper::{Request, Response};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::http::{Endpoint, quote};
-use super::link::Link;
-use super::socket::Stamps;
+use super::link::{Link, Outgoing};
+use super::reply::Head;
 use super::{EngineError, ErrorClass, Exchange, Prepared};
 use crate::clock::Timestamp;
 
@@ -62,7 +55,7 @@ pub(super) trait Dialect: Send {
 pub(super) struct Streaming<D> {
     endpoint: Arc<Endpoint>,
     link: Link,
-    request: Request<Full<Bytes>>,
+    request: Outgoing,
     dialect: D,
 }
 
@@ -73,59 +66,58 @@ impl<D: Dialect> Streaming<D> {
     /// When none can be opened.
     pub(super) async fn prepare(
         endpoint: Arc<Endpoint>,
-        request: Request<Full<Bytes>>,
+        request: Outgoing,
         dialect: D,
     ) -> Result<Self, EngineError> {
         let link = endpoint.open().await?;
         Ok(Self { endpoint, link, request, dialect })
     }
 
-    /// Follows the answer to its last event. Returns the body where the
-    /// server may have more to say.
+    /// Follows the answer to its last event. Returns whether the server may
+    /// have more to say.
     async fn follow(
         endpoint: &Endpoint,
         link: &mut Link,
-        request: Request<Full<Bytes>>,
+        request: &Outgoing,
         dialect: &mut D,
         exchange: &mut Exchange,
-    ) -> Result<Option<Incoming>, EngineError> {
-        let stamps = Arc::clone(&link.stamps);
-        let sent = within(endpoint, &stamps, link.send(request)).await?;
-        let response = sent.map_err(|error| endpoint.broken(&error, stamps.sent_at().is_some()))?;
-        exchange.headers_at = stamps.head_at();
-        if !response.status().is_success() {
-            let status = response.status();
-            let body = read_some(endpoint, link, response).await;
-            return Err(dialect.advise(endpoint.status_error(status, &body)));
+    ) -> Result<bool, EngineError> {
+        let head = match link.send(request).await {
+            Ok(head) => head,
+            Err(error) => return Err(endpoint.broken(&error, link.sent_at().is_some())),
+        };
+        exchange.headers_at = link.head_at();
+        if !head.status.is_success() {
+            let body = read_some(link).await;
+            return Err(dialect.advise(endpoint.status_error(head.status, &body)));
         }
-        if let Some(got) = unexpected_type(&response, dialect.content_types()) {
-            let body = read_some(endpoint, link, response).await;
+        if let Some(got) = unexpected_type(&head, dialect.content_types()) {
+            let body = read_some(link).await;
             let wanted = dialect.content_types()[0];
             let what = format!("answered with {got} instead of {wanted}: {}", quote(&body));
             return Err(endpoint
                 .error(ErrorClass::Protocol, what)
                 .with_hint("is the URL that of the engine, and of this kind?"));
         }
-        let mut body = response.into_body();
         let mut num_bytes = 0;
         loop {
-            let part = within(endpoint, &stamps, link.next(&mut body)).await?;
-            let at = stamps.last_read_at();
-            let Some(part) = part else {
+            let Some(part) = link.next().await.map_err(|error| endpoint.broken(&error, true))?
+            else {
+                let at = link.last_read_at();
                 exchange.done_at = at;
                 dialect.finish(at, exchange).map_err(|error| endpoint.about(error))?;
-                return Ok(None);
+                return Ok(false);
             };
-            let bytes = part.map_err(|error| endpoint.broken(&error, true))?;
+            let at = part.at;
             exchange.first_byte_at.get_or_insert(at);
-            num_bytes += bytes.len();
+            num_bytes += part.bytes.len();
             if num_bytes > MAX_BODY {
                 let what = format!("sent an answer of more than {MAX_BODY} bytes");
                 return Err(endpoint.error(ErrorClass::Protocol, what));
             }
-            if dialect.feed(&bytes, at, exchange).map_err(|error| endpoint.about(error))? {
+            if dialect.feed(part.bytes, at, exchange).map_err(|error| endpoint.about(error))? {
                 exchange.done_at = at;
-                return Ok(Some(body));
+                return Ok(true);
             }
         }
     }
@@ -142,13 +134,13 @@ impl<D: Dialect> Prepared for Streaming<D> {
             () = cancel.cancelled() => {
                 Err(endpoint.error(ErrorClass::Cancelled, "was not waited for: cancelled"))
             }
-            followed = Self::follow(&endpoint, &mut link, request, &mut dialect, &mut exchange) => followed,
+            followed = Self::follow(&endpoint, &mut link, &request, &mut dialect, &mut exchange) => followed,
         };
-        exchange.sent_at = link.stamps.sent_at();
+        exchange.sent_at = link.sent_at();
         match followed {
-            Ok(None) => {}
-            Ok(Some(mut body)) => {
-                let drain = async { while let Some(Ok(_)) = link.next(&mut body).await {} };
+            Ok(false) => {}
+            Ok(true) => {
+                let drain = async { while let Ok(Some(_)) = link.next().await {} };
                 tokio::select! {
                     () = cancel.cancelled() => {}
                     // Late or broken, the answer was complete before: nothing to report.
@@ -156,7 +148,7 @@ impl<D: Dialect> Prepared for Streaming<D> {
                 }
             }
             Err(error) => {
-                exchange.headers_at = exchange.headers_at.or(link.stamps.head_at());
+                exchange.headers_at = exchange.headers_at.or(link.head_at());
                 exchange.done_at = clock.now();
                 exchange.outcome = Err(error);
             }
@@ -165,45 +157,17 @@ impl<D: Dialect> Prepared for Streaming<D> {
     }
 }
 
-/// Waits for `future` as long as bytes keep coming: each read starts the limit anew.
-async fn within<T>(
-    endpoint: &Endpoint,
-    stamps: &Stamps,
-    future: impl Future<Output = T>,
-) -> Result<T, EngineError> {
-    let begun = endpoint.clock.now();
-    let mut future = pin!(future);
-    loop {
-        let quiet = endpoint.clock.now().since(begun.max(stamps.last_read_at()));
-        let left = endpoint.idle.saturating_sub(quiet);
-        if left.is_zero() {
-            let what = format!("sent no byte for {} s", endpoint.idle.as_secs());
-            return Err(endpoint
-                .error(ErrorClass::Timeout, what)
-                .with_hint("see whether it is stuck, or raise timeout_s"));
-        }
-        if let Ok(output) = timeout(left, future.as_mut()).await {
-            return Ok(output);
-        }
-    }
-}
-
 /// The beginning of an error body; empty where even that does not come.
-async fn read_some(endpoint: &Endpoint, link: &mut Link, response: Response<Incoming>) -> Vec<u8> {
-    let stamps = Arc::clone(&link.stamps);
-    let reading = link.read_body(response.into_body(), MAX_ERROR_BODY);
-    match within(endpoint, &stamps, reading).await {
-        Ok(Ok((bytes, _))) => bytes,
-        Ok(Err(_)) | Err(_) => Vec::new(),
-    }
+async fn read_some(link: &mut Link) -> Vec<u8> {
+    link.read_body(MAX_ERROR_BODY).await.map_or_else(|_| Vec::new(), |(bytes, _)| bytes)
 }
 
-/// The content type of `response` if it is not one of `wanted`.
-fn unexpected_type(response: &Response<Incoming>, wanted: &[&str]) -> Option<String> {
-    let Some(value) = response.headers().get(CONTENT_TYPE) else {
+/// The content type of an answer if it is not one of `wanted`.
+fn unexpected_type(head: &Head, wanted: &[&str]) -> Option<String> {
+    let Some(value) = &head.content_type else {
         return Some("no content type".to_owned());
     };
-    let text = String::from_utf8_lossy(value.as_bytes());
+    let text = String::from_utf8_lossy(value);
     let essence = text.split(';').next().unwrap_or_default().trim();
     let known = wanted.iter().any(|wanted| essence.eq_ignore_ascii_case(wanted));
     (!known).then(|| quote(essence.as_bytes()))
@@ -220,7 +184,6 @@ mod tests {
     use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
     use super::super::ndjson::NdjsonDecoder;
-    use super::super::socket::Stamped;
     use super::*;
     use crate::clock::Clock;
     use crate::engine::{EventKind, TokenEvent};
@@ -341,7 +304,7 @@ mod tests {
             let spec = "openai=http://127.0.0.1:1".parse().unwrap();
             let endpoint = Arc::new(Endpoint::new(&spec, true, &clock).unwrap());
             let script = Script { clock: clock.clone(), reads, written: false };
-            let link = Link::new(Stamped::new(Box::new(script), clock.clone())).await.unwrap();
+            let link = Link::new(Box::new(script), clock.clone(), endpoint.idle);
             let request = endpoint.post("/", &"go").unwrap();
             let dialect = Lines(NdjsonDecoder::new());
             let streaming = Box::new(Streaming { endpoint, link, request, dialect });

@@ -4,6 +4,8 @@
 
 #[cfg(unix)]
 mod build_script;
+#[cfg(target_os = "linux")]
+mod calibrate;
 mod cli;
 mod contract;
 #[cfg(feature = "cuda")]

@@ -1,11 +1,14 @@
 //! The stream of completion chunks, and what each of them carries. A chunk is
 //! no token: it may hold a role, nothing, one token or several.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use super::pattern::Pattern;
 use crate::clock::Timestamp;
 use crate::engine::http::{quote, server_message};
 use crate::engine::sse::{SseDecoder, SseEvent};
@@ -16,33 +19,73 @@ use crate::engine::{
 
 /// A chunk of either route, as far as it is read. `object` is `error` in old vLLM.
 #[derive(Debug, Deserialize)]
-struct Chunk {
-    choices: Option<Vec<Choice>>,
+pub(super) struct Chunk<'a> {
+    #[serde(borrow)]
+    choices: Option<Vec<Choice<'a>>>,
     usage: Option<WireUsage>,
-    error: Option<Value>,
-    object: Option<String>,
+    error: Option<IgnoredAny>,
+    #[serde(borrow)]
+    object: Option<Text<'a>>,
     /// llama.cpp's own measurements, in milliseconds, tokens and tokens per second.
     timings: Option<BTreeMap<String, Value>>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Choice {
+struct Choice<'a> {
     /// `/v1/completions`.
-    text: Option<String>,
+    #[serde(borrow)]
+    text: Option<Text<'a>>,
     /// `/v1/chat/completions`.
-    delta: Option<Delta>,
-    finish_reason: Option<String>,
+    #[serde(borrow)]
+    delta: Option<Delta<'a>>,
+    #[serde(borrow)]
+    finish_reason: Option<Text<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Delta {
-    content: Option<String>,
+struct Delta<'a> {
+    #[serde(borrow)]
+    content: Option<Text<'a>>,
     /// DeepSeek's name, taken over by vLLM and llama.cpp.
-    reasoning_content: Option<String>,
+    #[serde(borrow)]
+    reasoning_content: Option<Text<'a>>,
     /// The name in newer vLLM and in other gateways.
-    reasoning: Option<String>,
-    tool_calls: Option<Vec<Value>>,
+    #[serde(borrow)]
+    reasoning: Option<Text<'a>>,
+    tool_calls: Option<Vec<IgnoredAny>>,
 }
+
+impl Chunk<'_> {
+    /// The content, if the chunk carries that and nothing else that is read,
+    /// and if it stands in the data as it is.
+    pub(super) fn only_content(&self) -> Option<&str> {
+        let Self { choices, usage, error, object: _, timings } = self;
+        let [Choice { text, delta, finish_reason }] = choices.as_deref()? else { return None };
+        let plain = usage.is_none() && error.is_none() && timings.is_none();
+        let content = match (text, delta) {
+            (Some(text), None) => text,
+            (
+                None,
+                Some(Delta {
+                    content: Some(content),
+                    reasoning_content: None,
+                    reasoning: None,
+                    tool_calls: None,
+                }),
+            ) => content,
+            _ => return None,
+        };
+        match &content.0 {
+            Cow::Borrowed(text) => (plain && finish_reason.is_none()).then_some(*text),
+            Cow::Owned(_) => None,
+        }
+    }
+}
+
+/// A text that is copied only where it has escapes. (serde borrows a bare
+/// `Cow`, but not one inside an `Option`.)
+#[derive(Debug, Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[derive(Debug, Deserialize)]
 struct WireUsage {
@@ -74,6 +117,8 @@ struct State {
     running_usage: bool,
     /// Tokens that the running usage has counted so far.
     num_counted: u32,
+    /// The chunk before, as a pattern for those that differ in their text alone.
+    pattern: Option<Pattern>,
 }
 
 impl ChunkDialect {
@@ -139,18 +184,25 @@ impl State {
             self.done = true;
             return Ok(());
         }
-        let chunk: Chunk = serde_json::from_slice(event.data).map_err(|error| {
+        if let Some(text) = self.pattern.as_ref().and_then(|pattern| pattern.text_of(event.data)) {
+            exchange.text.push_str(text);
+            exchange.push(TokenEvent { at, kind: EventKind::Content, num_tokens: None });
+            return Ok(());
+        }
+        let chunk: Chunk<'_> = serde_json::from_slice(event.data).map_err(|error| {
             let what = format!("sent a chunk that is not one ({error}): {}", quote(event.data));
             EngineError::new(ErrorClass::Protocol, what)
         })?;
-        if chunk.error.is_some() || chunk.object.as_deref() == Some("error") {
+        if chunk.error.is_some() || chunk.object.as_ref().is_some_and(|object| object.0 == "error")
+        {
             return Err(reported(event.data));
         }
+        self.pattern = Pattern::of(event.data, &chunk);
         self.chunk(chunk, at, exchange);
         Ok(())
     }
 
-    fn chunk(&mut self, chunk: Chunk, at: Timestamp, exchange: &mut Exchange) {
+    fn chunk(&mut self, chunk: Chunk<'_>, at: Timestamp, exchange: &mut Exchange) {
         let choices = chunk.choices.unwrap_or_default();
         let has_choices = !choices.is_empty();
         let mut kind = EventKind::Empty;
@@ -158,7 +210,7 @@ impl State {
         for choice in choices {
             kind = token_of(kind, take_text(&choice, exchange));
             if let Some(reason) = choice.finish_reason {
-                exchange.finish_reason = Some(FinishReason::parse(&reason));
+                exchange.finish_reason = Some(FinishReason::parse(&reason.0));
                 finishes = true;
             }
         }
@@ -212,13 +264,13 @@ fn token_of(first: EventKind, second: EventKind) -> EventKind {
 }
 
 /// Appends the choice's text to the exchange and says what it was.
-fn take_text(choice: &Choice, exchange: &mut Exchange) -> EventKind {
+fn take_text(choice: &Choice<'_>, exchange: &mut Exchange) -> EventKind {
     let mut kind = EventKind::Empty;
     if let Some(delta) = &choice.delta {
         // Some gateways send both names with the same text: it counts once.
         let named = [&delta.reasoning_content, &delta.reasoning];
-        if let Some(text) = named.into_iter().flatten().find(|text| !text.is_empty()) {
-            exchange.reasoning.push_str(text);
+        if let Some(text) = named.into_iter().flatten().find(|text| !text.0.is_empty()) {
+            exchange.reasoning.push_str(&text.0);
             kind = EventKind::Reasoning;
         }
         // A tool call is generated too, though it is not kept as text.
@@ -226,10 +278,10 @@ fn take_text(choice: &Choice, exchange: &mut Exchange) -> EventKind {
             kind = EventKind::Content;
         }
     }
-    let content = choice.delta.as_ref().and_then(|delta| delta.content.as_deref());
-    for text in [content, choice.text.as_deref()].into_iter().flatten() {
-        if !text.is_empty() {
-            exchange.text.push_str(text);
+    let content = choice.delta.as_ref().and_then(|delta| delta.content.as_ref());
+    for text in [content, choice.text.as_ref()].into_iter().flatten() {
+        if !text.0.is_empty() {
+            exchange.text.push_str(&text.0);
             kind = EventKind::Content;
         }
     }

@@ -4,6 +4,7 @@
 mod body;
 mod chunk;
 mod identity;
+mod pattern;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

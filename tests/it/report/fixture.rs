@@ -10,8 +10,9 @@ use yardstick::engine::{
     Capabilities, Capability, EngineInfo, EngineSpec, ErrorClass, EventKind, FinishReason,
 };
 use yardstick::record::{
-    CaseRecord, CountSource, EngineRecord, EventRecord, JournalEntry, JournalEvent, LoadPhaseKind,
-    Machine, Manifest, Outcome, RequestRecord, RunData, StepRecord,
+    CalibrationRecord, CaseRecord, CountSource, EngineRecord, EventRecord, JournalEntry,
+    JournalEvent, LoadPhaseKind, Machine, Manifest, Outcome, RequestRecord, RunData, StepRecord,
+    TruthRecord,
 };
 
 const MAX_TOKENS: u32 = 64;
@@ -92,6 +93,7 @@ const EXPERIMENTS: [(&str, &[u32]); 4] = [
 pub fn run() -> RunData {
     let mut sim = Simulation { now: 1_000_000, state: 7, ..Simulation::default() };
     sim.note(JournalEvent::RunStarted);
+    sim.calibrate("before", 95);
     let mut cases = Vec::new();
     for (experiment, concurrencies) in EXPERIMENTS {
         for concurrency in concurrencies {
@@ -121,13 +123,14 @@ pub fn run() -> RunData {
             }
         }
     }
+    sim.calibrate("after", 112);
     sim.note(JournalEvent::RunFinished);
     RunData {
         manifest: manifest(cases),
         requests: sim.requests,
         journal: sim.journal,
         steps: sim.steps,
-        calibration: Vec::new(),
+        calibration: sim.calibration,
     }
 }
 
@@ -235,6 +238,7 @@ struct Simulation {
     requests: Vec<RequestRecord>,
     journal: Vec<JournalEntry>,
     steps: Vec<StepRecord>,
+    calibration: Vec<CalibrationRecord>,
 }
 
 impl Simulation {
@@ -249,6 +253,41 @@ impl Simulation {
 
     fn note(&mut self, event: JournalEvent) {
         self.journal.push(JournalEntry { at_ns: Timestamp::from_nanos(self.now), event });
+    }
+
+    /// A burst of ten against the scripted server, whose tokens are read `late_us` late.
+    fn calibrate(&mut self, part: &str, late_us: u64) {
+        let at = |us: u64| us * 1000;
+        // The requests of the cases stay what they are without it.
+        let state = self.state;
+        for index in 0..10 {
+            let late = late_us + 7 * u64::from(index);
+            let events = |late: u64| -> Vec<EventRecord> {
+                let token = |token: u64| 20_000 + 5_000 * token + late + late * (token % 3) / 9;
+                let tokens = (0..16).map(|number| at(token(number)));
+                tokens.map(|at| EventRecord(at, EventKind::Content, Some(1))).collect()
+            };
+            let sent_at_ns = Some(Timestamp::from_nanos(self.now + at(6 * u64::from(index))));
+            let truth = Some(TruthRecord {
+                received_at_ns: Timestamp::from_nanos(self.now + at(40)),
+                events: events(0),
+            });
+            let request = RequestRecord {
+                intended_at_ns: Timestamp::from_nanos(self.now),
+                sent_at_ns,
+                events: events(late),
+                cold: false,
+                ..self.request(0, &ENGINES[1], index, 10, 0.0, false)
+            };
+            self.calibration.push(CalibrationRecord { part: part.to_owned(), truth, request });
+        }
+        self.state = state;
+        self.note(JournalEvent::Calibrated {
+            part: part.to_owned(),
+            concurrency: 10,
+            took_ns: 95_000_000,
+            client_cpu_ns: Some(6_000_000),
+        });
     }
 
     fn case(
