@@ -39,12 +39,32 @@ fn main() {
         let requests = u32::try_from(number(1, 100)).unwrap();
         load(streams, requests, number(2, 20), number(3, 5));
     }
+    let (trial, (_, error)) = measured(10, 1000, 20, 1, true);
+    writeln!(
+        std::io::stdout().lock(),
+        "\n{} bursts of 10: send spread {:.0} us at the median",
+        trial.num_bursts,
+        error.send_spread_us.unwrap_or_default()
+    )
+    .unwrap();
 }
 
 fn load(streams: u32, requests: u32, ttft_ms: u64, gap_ms: u64) {
+    let (trial, (data, error)) = measured(streams, requests, ttft_ms, gap_ms, false);
+    report(&trial, &data, &error);
+}
+
+fn measured(
+    streams: u32,
+    requests: u32,
+    ttft_ms: u64,
+    gap_ms: u64,
+    in_step: bool,
+) -> (Trial, (RunData, ClientError)) {
     let script = Script {
         ttft: Duration::from_millis(ttft_ms),
         gap: Duration::from_millis(gap_ms),
+        num_tokens: if in_step { 1 } else { 64 },
         ..Script::default()
     };
     let trial = Trial {
@@ -52,6 +72,7 @@ fn load(streams: u32, requests: u32, ttft_ms: u64, gap_ms: u64) {
         script,
         concurrency: streams,
         num_bursts: requests.div_ceil(streams),
+        in_step,
     };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run");
@@ -65,7 +86,7 @@ fn load(streams: u32, requests: u32, ttft_ms: u64, gap_ms: u64) {
     writer.finish().unwrap();
     let data = RunData::read(&path).unwrap();
     let error = measure("bench", &data.calibration, &data.journal);
-    report(&trial, &data, &error);
+    (trial, (data, error))
 }
 
 fn report(trial: &Trial, data: &RunData, error: &ClientError) {
@@ -73,9 +94,11 @@ fn report(trial: &Trial, data: &RunData, error: &ClientError) {
     let Trial { script, concurrency, num_bursts, .. } = trial;
     writeln!(
         out,
-        "\n{concurrency} streams, {num_bursts} bursts, {} tokens each, TTFT {:?}, gap {:?}; \
-         microseconds",
-        script.num_tokens, script.ttft, script.gap
+        "\n{concurrency} streams, {} requests, {} tokens each, TTFT {:?}, gap {:?}; microseconds",
+        concurrency * num_bursts,
+        script.num_tokens,
+        script.ttft,
+        script.gap
     )
     .unwrap();
     writeln!(out, "{:38} {:>7} {:>9} {:>9} {:>9}", "", "n", "p50", "p99", "max").unwrap();
@@ -91,9 +114,8 @@ fn report(trial: &Trial, data: &RunData, error: &ClientError) {
     row("TPOT error (|client - truth|)", &error.tpot_error_ms);
     writeln!(
         out,
-        "send spread {:.0} us (median burst); client CPU {:.2} us a token event, {:.1} % of a \
+        "client CPU {:.2} us a token event, {:.1} % of a \
          processor; {} events lost, {} requests failed of {}",
-        error.send_spread_us.unwrap_or_default(),
         error.cpu_us_per_token_event.unwrap_or_default(),
         error.cpu_share.unwrap_or_default() * 100.0,
         error.num_events_lost,

@@ -5,6 +5,7 @@ import tempfile
 import unittest
 
 import client
+import harnesses
 import install
 import machine
 import servers
@@ -175,6 +176,40 @@ class SetupTest(unittest.TestCase):
 
     def test_a_token_through_the_layers_costs_two_operations_a_weight(self):
         self.assertEqual(install.flop_per_token(), 212_406_912)
+
+
+class Harnesses(unittest.TestCase):
+    """Clients against the scripted server."""
+
+    def test_truth_is_of_the_measured_requests_and_not_of_those_before(self):
+        def truth(received_ms, ttft_ms):
+            events = f'[[{ttft_ms}000000,"empty",0],[{ttft_ms}000000,"content",1]]'
+            return f'{{"received_at_ns":{received_ms}000000,"events":{events}}}'
+
+        load = harnesses.Load(2, 2, 20, 5)
+        result = harnesses.Result("x", str(load))
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "truth.jsonl"
+            # A warm-up, an answer without a stream, and the measured ones, in no order.
+            lines = [truth(30, 22), '{"received_at_ns":5,"events":[]}', truth(1, 90), truth(33, 20)]
+            path.write_text("\n".join(lines))
+            harnesses.add_truth(path, load, result)
+        self.assertEqual((result.true_ttft_p50, result.spread_ms), (21.0, 3.0))
+        self.assertEqual(result.notes, [])
+
+    def test_table_shows_what_failed_and_what_is_absent(self):
+        load = str(harnesses.Load(10, 100, 20, 5))
+        good = harnesses.Result("a", load, ttft_p50=20.1, ttft_p99=20.5, cpu_us_per_token=4.26)
+        good.notes.append("its mean")
+        bad = harnesses.Result("b", load, error="ended with 1")
+        text = harnesses.table([good, bad], {"started_at": "2026-01-01", "cpu": "c", "num_cpus": 2})
+        self.assertIn("| a | 20.10 / 20.50 | – / – | – | – | – | 4.3 | – |", text)
+        self.assertIn("| b | ended with 1 |", text)
+        self.assertIn("- a: its mean", text)
+
+    def test_percentiles_interpolate(self):
+        self.assertEqual(harnesses.rank([3.0, 1.0], 0.5), 2.0)
+        self.assertIsNone(harnesses.rank([], 0.5))
 
 
 if __name__ == "__main__":

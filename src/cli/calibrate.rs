@@ -179,6 +179,7 @@ impl Calibrate {
             script: self.script(scenario),
             concurrency: self.streams,
             num_bursts,
+            in_step: true,
         };
         scenarios.into_iter().map(trial).collect()
     }

@@ -102,6 +102,10 @@ impl ReplyParser {
                 State::Fixed(_) | State::Chunk(_) | State::UntilClose => {
                     return Ok((taken, Piece::More));
                 }
+                State::ChunkEnd if self.line.is_empty() && rest.starts_with(b"\r\n") => {
+                    self.state = State::ChunkSize;
+                    taken += 2;
+                }
                 State::StatusLine
                 | State::HeaderLine
                 | State::ChunkSize

@@ -49,10 +49,13 @@ pub struct Trial {
     pub part: String,
     /// What the server answers.
     pub script: Script,
-    /// Requests in a burst.
+    /// Requests at once.
     pub concurrency: u32,
-    /// Bursts, one after another.
+    /// So many times that many requests.
     pub num_bursts: u32,
+    /// Whether each burst waits for the one before; else each stream sends its
+    /// next request as its last one ends.
+    pub in_step: bool,
 }
 
 /// Why a measurement did not come to its end.
@@ -108,14 +111,16 @@ impl Bench<'_> {
         let mut pairs = Pairs { trial, server: &server, waiting: BTreeMap::new() };
         // What is loaded and allocated at its first use is not the error of a run.
         let warm_up = trial.concurrency.min(MAX_WARM_UP);
-        pairs.burst(self, &engine, "warm-up", warm_up, &mut |_| Ok(())).await?;
+        pairs.load(self, &engine, "warm-up", warm_up, &mut |_| Ok(())).await?;
         pairs.waiting.clear();
         while server.truth(Duration::ZERO).is_some() {}
         let (began, cpu) = (self.clock.now(), self.cpu(&server));
         let mut keep = |record| Ok(self.writer.calibration(record)?);
-        for burst in 0..trial.num_bursts {
-            let label = format!("{} {burst}", trial.part);
-            pairs.burst(self, &engine, &label, trial.concurrency, &mut keep).await?;
+        let (num_loads, per_load) =
+            if trial.in_step { (trial.num_bursts, trial.concurrency) } else { (1, num_requests) };
+        for load in 0..num_loads {
+            let label = format!("{} {load}", trial.part);
+            pairs.load(self, &engine, &label, per_load, &mut keep).await?;
             if self.cancel.is_cancelled() {
                 return Err(impossible("the run was interrupted".to_owned()));
             }
@@ -154,12 +159,12 @@ struct Pairs<'a> {
 }
 
 impl Pairs<'_> {
-    async fn burst(
+    async fn load(
         &mut self,
         bench: &Bench<'_>,
         engine: &Arc<dyn Engine>,
         label: &str,
-        concurrency: u32,
+        num_requests: u32,
         keep: Keep<'_>,
     ) -> Result<(), Broken> {
         let label_of = |index: usize| format!("{label} {index}");
@@ -170,8 +175,8 @@ impl Pairs<'_> {
             sampling: Sampling::default(),
             ignore_eos: true,
         };
-        let requests = (0..concurrency).map(request).collect();
-        let concurrency = concurrency as usize;
+        let requests = (0..num_requests).map(request).collect();
+        let concurrency = self.trial.concurrency as usize;
         let mut result = Ok(());
         // A measurement that breaks off must not stop the run.
         let cancel = bench.cancel.child_token();
@@ -290,6 +295,7 @@ fn run_trial(part: &str, concurrency: u32) -> Trial {
         script,
         concurrency,
         num_bursts: num_bursts.clamp(1, MAX_BURSTS),
+        in_step: true,
     }
 }
 

@@ -125,6 +125,9 @@ fn same_run_directory_gives_the_same_bytes() {
     for step in &run.steps {
         recorder.step(step).unwrap();
     }
+    for record in &run.calibration {
+        recorder.calibration(record).unwrap();
+    }
     let again = RunData::read(&path).unwrap();
     assert_eq!(stats::summarise(&again), summary);
     assert_eq!(html(&again), html(&run));

@@ -28,6 +28,8 @@ pub(super) struct Answers {
 pub(super) struct Connection {
     pub(super) socket: TcpStream,
     input: Vec<u8>,
+    /// As the last read that brought bytes returned.
+    read_at: Timestamp,
     /// Bytes that are due and not written.
     output: VecDeque<u8>,
     /// Bytes ever put into `output`, and ever written.
@@ -65,6 +67,7 @@ impl Connection {
         Ok(Self {
             socket,
             input: Vec::new(),
+            read_at: Timestamp::default(),
             output: VecDeque::new(),
             num_queued: 0,
             num_written: 0,
@@ -85,18 +88,24 @@ impl Connection {
         !self.output.is_empty()
     }
 
-    /// Reads what has come, and begins the answer if that is a request.
-    pub(super) fn read(&mut self, clock: &Clock, answers: &Answers) -> Progress {
+    /// Reads what has come and does nothing about it; `false` once the client
+    /// is gone. What others sent at the same instant is not to wait for our answer.
+    pub(super) fn fill(&mut self, clock: &Clock) -> bool {
         let mut buffer = [0; 16 << 10];
-        let count = match self.socket.read(&mut buffer) {
-            Ok(0) => return Progress::Closed,
-            Ok(count) => count,
-            Err(error) if is_transient(&error) => return Progress::Waiting,
-            Err(_) => return Progress::Closed,
-        };
-        let at = clock.now();
-        self.input.extend_from_slice(&buffer[..count]);
-        self.begin(at, clock, answers)
+        match self.socket.read(&mut buffer) {
+            Ok(0) => false,
+            Ok(count) => {
+                self.read_at = clock.now();
+                self.input.extend_from_slice(&buffer[..count]);
+                true
+            }
+            Err(error) => is_transient(&error),
+        }
+    }
+
+    /// Begins the answer if what was read is a request.
+    pub(super) fn take_up(&mut self, clock: &Clock, answers: &Answers) -> Progress {
+        self.begin(self.read_at, clock, answers)
     }
 
     /// Begins the answer to a request that is whole, unless one is under way.

@@ -50,6 +50,8 @@ pub(super) struct Serving {
     /// Due steps by instant; an entry of a connection that is gone is passed over.
     due: BinaryHeap<Reverse<(Timestamp, usize)>>,
     armed: Option<Timestamp>,
+    /// Connections that the last wait told of, and whether their clients are still there.
+    touched: Vec<(usize, bool)>,
 }
 
 impl Serving {
@@ -85,6 +87,7 @@ impl Serving {
             free: Vec::new(),
             due: BinaryHeap::new(),
             armed: None,
+            touched: Vec::new(),
         })
     }
 
@@ -103,16 +106,22 @@ impl Serving {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             }
+            // All of a burst is read, and stamped, before any of it is answered.
             for event in &events {
                 match event.data.u64() {
                     STOP => return Ok(()),
                     TIMER => self.armed = None,
                     LISTENER => self.accept(),
-                    slot => self.serve(usize::try_from(slot).unwrap_or(usize::MAX), event.flags),
+                    slot => self.fill(usize::try_from(slot).unwrap_or(usize::MAX), event.flags),
                 }
+            }
+            for index in 0..self.touched.len() {
+                let (slot, is_alive) = self.touched[index];
+                self.serve(slot, is_alive);
                 // Whatever has become due meanwhile goes first.
                 self.write_due();
             }
+            self.touched.clear();
         }
     }
 
@@ -136,19 +145,27 @@ impl Serving {
         }
     }
 
-    fn serve(&mut self, slot: usize, flags: EventFlags) {
+    fn fill(&mut self, slot: usize, flags: EventFlags) {
         let Some(connection) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        let to_read = flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR);
+        let is_alive = !to_read || connection.fill(&self.clock);
+        self.touched.push((slot, is_alive));
+    }
+
+    fn serve(&mut self, slot: usize, is_alive: bool) {
+        // It may have ended by a write that was due.
+        let Some(connection) = self.slots[slot].as_mut() else { return };
         let was_blocked = connection.is_blocked();
-        let progress = if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
-            let had_due = connection.due().is_some();
-            let progress = connection.read(&self.clock, &self.answers);
-            if !had_due {
-                self.schedule(slot);
-            }
-            progress
-        } else {
-            connection.advance(&self.clock)
+        let due = connection.due();
+        let progress = match connection.advance(&self.clock) {
+            _ if !is_alive => Progress::Closed,
+            Progress::Waiting => connection.take_up(&self.clock, &self.answers),
+            progress => progress,
         };
+        // Otherwise it is in the heap already.
+        if connection.due() != due {
+            self.schedule(slot);
+        }
         self.finish(slot, progress, was_blocked);
     }
 
