@@ -37,7 +37,10 @@ impl RecordWriter {
     #[must_use]
     pub fn start(recorder: Recorder, count_tokens: Option<CountTokens>) -> Self {
         let (lines, queue) = sync_channel(QUEUE);
-        let thread = std::thread::spawn(move || write(recorder, &queue, count_tokens.as_ref()));
+        let thread = std::thread::spawn(move || {
+            give_way();
+            write(recorder, &queue, count_tokens.as_ref())
+        });
         Self { lines, thread }
     }
 
@@ -80,6 +83,17 @@ impl RecordWriter {
     pub fn finish(self) -> Result<(), RunDirError> {
         drop(self.lines);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// Lets the driver and engines in this process go first where processors are
+/// few. Linux alone gives a thread a niceness of its own; elsewhere it would be
+/// the whole process's.
+fn give_way() {
+    #[cfg(target_os = "linux")]
+    {
+        // Refused or not, lines are written.
+        let _ = rustix::process::nice(10);
     }
 }
 

@@ -7,7 +7,12 @@ use crate::units::{format_ms, format_significant};
 /// What the client added, the worse of before and after the cases, or why that is not known.
 #[must_use]
 pub fn line(errors: &ClientErrors) -> String {
-    let mut parts: Vec<String> = errors.measured.iter().map(one).collect();
+    let by_ttft = |error: &&ClientError| error.ttft_error_ms.p50.unwrap_or(f64::INFINITY);
+    let worst = errors.measured.iter().max_by(|a, b| by_ttft(a).total_cmp(&by_ttft(b)));
+    let mut parts: Vec<String> = worst.map(one).into_iter().collect();
+    if errors.measured.len() > 1 {
+        parts[0].push_str(", the worse of before and after");
+    }
     // Both may be absent for the same reason, which is said once.
     let mut reasons: Vec<&String> = errors.absent.values().collect();
     reasons.dedup();
@@ -24,19 +29,14 @@ pub fn line(errors: &ClientErrors) -> String {
 }
 
 fn one(error: &ClientError) -> String {
-    let mut text = format!(
-        "{} at C = {}: TTFT {}, ITL {}",
-        error.part,
-        error.concurrency,
-        of(&error.ttft_error_ms),
-        of(&error.itl_error_ms),
-    );
+    let mut text = format!("TTFT {}, ITL {}", of(&error.ttft_error_ms), of(&error.itl_error_ms),);
     if let Some(spread) = error.send_spread_us {
         text.push_str(&format!(", burst spread {} µs", format_significant(spread)));
     }
     if let Some(share) = error.cpu_share {
         text.push_str(&format!(", {:.0} % of a processor", share * 100.0));
     }
+    text.push_str(&format!(" at C = {}", error.concurrency));
     if error.num_events_lost > 0 {
         text.push_str(&format!(", {} events lost", error.num_events_lost));
     }

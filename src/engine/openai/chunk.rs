@@ -56,28 +56,30 @@ struct Delta<'a> {
 }
 
 impl Chunk<'_> {
-    /// The content, if the chunk carries that and nothing else that is read,
-    /// and if it stands in the data as it is.
-    pub(super) fn only_content(&self) -> Option<&str> {
+    /// The text and what it is, if the chunk carries that and nothing else that
+    /// is read, and if it stands in the data as it is.
+    pub(super) fn only_text(&self) -> Option<(&str, EventKind)> {
         let Self { choices, usage, error, object: _, timings } = self;
         let [Choice { text, delta, finish_reason }] = choices.as_deref()? else { return None };
-        let plain = usage.is_none() && error.is_none() && timings.is_none();
-        let content = match (text, delta) {
-            (Some(text), None) => text,
-            (
-                None,
-                Some(Delta {
-                    content: Some(content),
-                    reasoning_content: None,
-                    reasoning: None,
-                    tool_calls: None,
-                }),
-            ) => content,
-            _ => return None,
-        };
-        match &content.0 {
-            Cow::Borrowed(text) => (plain && finish_reason.is_none()).then_some(*text),
-            Cow::Owned(_) => None,
+        if usage.is_some() || error.is_some() || timings.is_some() || finish_reason.is_some() {
+            return None;
+        }
+        let nothing = Delta::default();
+        let Delta { content, reasoning_content, reasoning, tool_calls } =
+            delta.as_ref().unwrap_or(&nothing);
+        let texts = [
+            (text, EventKind::Content),
+            (content, EventKind::Content),
+            (reasoning_content, EventKind::Reasoning),
+            (reasoning, EventKind::Reasoning),
+        ];
+        let mut told = texts.into_iter().filter_map(|(text, kind)| match text {
+            Some(text) if !text.0.is_empty() => Some((&text.0, kind)),
+            Some(_) | None => None,
+        });
+        match (told.next(), told.next(), tool_calls) {
+            (Some((Cow::Borrowed(text), kind)), None, None) => Some((*text, kind)),
+            _ => None,
         }
     }
 }
@@ -184,9 +186,13 @@ impl State {
             self.done = true;
             return Ok(());
         }
-        if let Some(text) = self.pattern.as_ref().and_then(|pattern| pattern.text_of(event.data)) {
-            exchange.text.push_str(text);
-            exchange.push(TokenEvent { at, kind: EventKind::Content, num_tokens: None });
+        if let Some((text, kind)) = self.pattern.as_ref().and_then(|p| p.text_of(event.data)) {
+            let texts = match kind {
+                EventKind::Reasoning => &mut exchange.reasoning,
+                _ => &mut exchange.text,
+            };
+            texts.push_str(text);
+            exchange.push(TokenEvent { at, kind, num_tokens: None });
             return Ok(());
         }
         let chunk: Chunk<'_> = serde_json::from_slice(event.data).map_err(|error| {

@@ -3,43 +3,46 @@
 //! once need not be parsed again.
 
 use super::chunk::Chunk;
+use crate::engine::EventKind;
 
 /// Longest chunk that is kept as a pattern, in bytes.
 const MAX_PATTERN: usize = 4 << 10;
 
-/// A chunk that carries one text of content and nothing else that is read:
-/// what stood before that text, and after it.
+/// A chunk that carries one text and nothing else that is read: what stood
+/// before that text, and after it, and what it was.
 #[derive(Debug)]
 pub(super) struct Pattern {
     before: Vec<u8>,
     after: Vec<u8>,
+    kind: EventKind,
 }
 
 impl Pattern {
     /// The pattern of `data`, which was read as `chunk`; `None` where another
     /// chunk of that shape may need more than its text.
     pub(super) fn of(data: &[u8], chunk: &Chunk<'_>) -> Option<Self> {
-        let text = chunk.only_content()?;
-        if data.len() > MAX_PATTERN || text.is_empty() {
+        let (text, kind) = chunk.only_text()?;
+        if data.len() > MAX_PATTERN {
             return None;
         }
         // The text lies within the data: it was borrowed from it.
         let start = (text.as_ptr() as usize).checked_sub(data.as_ptr() as usize)?;
         let end = start.checked_add(text.len())?;
-        (data.get(start..end)? == text.as_bytes())
-            .then(|| Self { before: data[..start].to_vec(), after: data[end..].to_vec() })
+        let (before, after) = (data[..start].to_vec(), data.get(end..)?.to_vec());
+        (data[start..end] == *text.as_bytes()).then_some(Self { before, after, kind })
     }
 
     /// The text of `data`, if that is all in which it differs. Between the same
     /// bytes a text without quotes, escapes and control characters is again one
     /// JSON string, and what is around it means what it meant.
-    pub(super) fn text_of<'a>(&self, data: &'a [u8]) -> Option<&'a str> {
+    pub(super) fn text_of<'a>(&self, data: &'a [u8]) -> Option<(&'a str, EventKind)> {
         let text = data.strip_prefix(self.before.as_slice())?;
         let text = text.strip_suffix(self.after.as_slice())?;
         let plain = |byte: &u8| *byte >= 0x20 && *byte != b'"' && *byte != b'\\';
         // An empty text is no token, which the full reading knows.
         let whole = !text.is_empty() && text.iter().all(plain);
-        std::str::from_utf8(text).ok().filter(|_| whole)
+        let text = std::str::from_utf8(text).ok().filter(|_| whole)?;
+        Some((text, self.kind))
     }
 }
 
@@ -60,6 +63,9 @@ mod tests {
     fn chunk_with_more_than_a_text_is_no_pattern() {
         assert!(pattern(&CHAT.join("a")).is_some());
         assert!(pattern(r#"{"choices":[{"text":"a"}],"usage":null}"#).is_some());
+        let reasoning = r#"{"choices":[{"delta":{"content":"","reasoning":"a"}}]}"#;
+        let found = pattern(reasoning).unwrap();
+        assert_eq!(found.text_of(reasoning.as_bytes()), Some(("a", EventKind::Reasoning)));
         for other in [
             &CHAT.join(""),
             &CHAT.join(r"\n"),
@@ -70,7 +76,7 @@ mod tests {
             r#"{"choices":[{"delta":{"content":"a","tool_calls":[1]}}]}"#,
             r#"{"choices":[{"delta":{"content":"a"},"text":"b"}]}"#,
             r#"{"choices":[{"text":"a"},{"text":"b"}]}"#,
-            r#"{"choices":[{"delta":{"reasoning":"a"}}]}"#,
+            r#"{"choices":[{"delta":{"reasoning":"a","reasoning_content":"a"}}]}"#,
             r#"{"choices":[]}"#,
         ] {
             assert!(pattern(other).is_none(), "{other}");
@@ -96,7 +102,7 @@ mod tests {
             let data = CHAT.join(&text);
             if let Some(found) = pattern(&first).unwrap().text_of(data.as_bytes()) {
                 let chunk: Chunk<'_> = serde_json::from_str(&data).unwrap();
-                prop_assert_eq!(chunk.only_content(), Some(found));
+                prop_assert_eq!(chunk.only_text(), Some(found));
             }
         }
     }

@@ -130,7 +130,10 @@ impl Script {
 
     /// The streamed answer, response head included.
     pub(super) fn stream(&self) -> Vec<Step> {
-        let mut opening = Step { due: Duration::ZERO, bytes: head(), marks: Vec::new() };
+        // The head alone is in no hurry: while it is written, requests of the
+        // same burst would wait to be read.
+        let due = if self.early_role { Duration::ZERO } else { self.ttft / 2 };
+        let mut opening = Step { due, bytes: head(), marks: Vec::new() };
         if self.early_role {
             opening.append(&role(), EventKind::Empty, 0);
         }
@@ -315,6 +318,7 @@ mod tests {
         let steps = script.stream();
         assert_eq!(steps[0].due, Duration::ZERO);
         assert_eq!(steps[0].marks[0].kind, EventKind::Empty);
-        assert!(short().stream()[0].marks.is_empty());
+        let late = &short().stream()[0];
+        assert!(late.marks.is_empty() && late.due == Duration::from_millis(10));
     }
 }

@@ -27,6 +27,8 @@ use crate::clock::{Clock, Timestamp};
 const MAX_CONNECTIONS: usize = 16_384;
 /// Connections that may wait to be accepted: a burst opens a thousand at once.
 const BACKLOG: i32 = 4096;
+/// Connections accepted before requests are looked at again.
+const MAX_ACCEPTED: usize = 16;
 /// Sockets told of in one call.
 const NUM_EVENTS: usize = 256;
 
@@ -126,8 +128,9 @@ impl Serving {
     }
 
     fn accept(&mut self) {
-        // Any error means that there is none to be had now.
-        while let Ok((socket, _)) = self.listener.accept() {
+        for _ in 0..MAX_ACCEPTED {
+            // Any error means that there is none to be had now.
+            let Ok((socket, _)) = self.listener.accept() else { return };
             if self.slots.len() - self.free.len() >= MAX_CONNECTIONS {
                 continue;
             }
