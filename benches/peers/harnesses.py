@@ -10,11 +10,14 @@ processor time that it took. Linux; needs python3 (3.11) and cargo.
 
 import argparse
 import datetime
+import functools
+import http.server
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from contextlib import contextmanager
@@ -215,6 +218,13 @@ class Sglang(Harness):
         result.itl_p99 = said.get("p99_itl_ms")
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files and says nothing of it."""
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
 class LlamaBenchy(Harness):
     """Sends batches of as many requests as there are streams; reports means alone."""
 
@@ -226,6 +236,10 @@ class LlamaBenchy(Harness):
         if not self.venv.version("llama-benchy"):
             note(f"installing {LLAMA_BENCHY} (350 MB)")
             self.venv.pip("install", LLAMA_BENCHY)
+        # It takes the text of its prompts from a URL alone.
+        files = functools.partial(Quiet, directory=str(tokenizer))
+        self.books = http.server.ThreadingHTTPServer(("127.0.0.1", 0), files)
+        threading.Thread(target=self.books.serve_forever, daemon=True).start()
 
     def command(self, url: str, load: Load, out: pathlib.Path) -> list[str]:
         return [str(self.venv.folder / "bin" / "llama-benchy"), "--base-url", f"{url}/v1",
@@ -233,7 +247,7 @@ class LlamaBenchy(Harness):
                 str(PROMPT_TOKENS), "--tg", str(NUM_TOKENS), "--exact-tg", "--concurrency",
                 str(load.streams), "--runs", str(max(1, load.requests // load.streams)),
                 "--latency-mode", "none", "--no-adapt-prompt", "--skip-coherence", "--book-url",
-                (self.tokenizer / "book.txt").as_uri(), "--format", "json", "--save-result",
+                f"http://127.0.0.1:{self.books.server_port}/book.txt", "--format", "json", "--save-result",
                 str(out / "o.json")]
 
     def read(self, out: pathlib.Path, result: Result) -> None:

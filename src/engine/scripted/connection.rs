@@ -61,10 +61,9 @@ pub(super) enum Progress {
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        socket.set_nodelay(true)?;
-        Ok(Self {
+    /// Over a socket that does not block and does not delay small writes.
+    pub(super) fn new(socket: TcpStream) -> Self {
+        Self {
             socket,
             input: Vec::new(),
             read_at: Timestamp::default(),
@@ -74,7 +73,7 @@ impl Connection {
             pending: VecDeque::new(),
             answer: None,
             close: false,
-        })
+        }
     }
 
     /// When the next step is due; `None` without a running answer.

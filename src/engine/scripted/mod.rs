@@ -135,7 +135,8 @@ impl Drop for ScriptedServer {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpStream;
