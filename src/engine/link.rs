@@ -4,7 +4,7 @@
 //!
 //! Stamp, then parse: an instant is taken as `read` returns, and every part
 //! that those bytes hold carries it. There is one read a part at most, no task
-//! beside the request's own, and one timer a request, however many parts come.
+//! beside the request's own, and no timer: see [`super::patience`].
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -13,8 +13,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
-use tokio::time::Sleep;
 
+use super::patience::Patience;
 use super::reply::{Garbled, Head, Piece, ReplyParser};
 use super::socket::Socket;
 use crate::clock::{Clock, Timestamp};
@@ -63,7 +63,9 @@ pub(super) struct Link {
     end: usize,
     /// Longest wait for the next byte.
     idle: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
+    /// The last poll found nothing to do.
+    was_woken_for_nothing: bool,
     sent_at: Option<Timestamp>,
     head_at: Option<Timestamp>,
     /// The last sign of life: of the connection, then of the answer.
@@ -83,7 +85,8 @@ impl Link {
             start: 0,
             end: 0,
             idle,
-            timer: None,
+            patience: Patience::new(idle),
+            was_woken_for_nothing: false,
             sent_at: None,
             head_at: None,
             last_at,
@@ -109,6 +112,7 @@ impl Link {
     /// Sends `request` and waits for the head of the answer.
     pub(super) async fn send(&mut self, request: &Outgoing) -> Result<Head, LinkError> {
         self.last_at = self.clock.now();
+        self.patience.renew();
         let written = poll_fn({
             let mut num_written = 0;
             let link = &mut *self;
@@ -186,7 +190,9 @@ impl Link {
                 let count = buffer.filled().len();
                 if count > 0 {
                     self.last_at = self.clock.now();
+                    self.patience.renew();
                 }
+                self.was_woken_for_nothing = false;
                 (self.start, self.end) = (0, count);
                 Poll::Ready(Ok(count))
             }
@@ -219,19 +225,16 @@ impl Link {
         }
     }
 
-    /// Ready, with an error, once nothing has come for too long. The timer is
-    /// set once; when it rings and bytes have come meanwhile, it is set anew.
-    fn poll_idle<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, LinkError>> {
-        loop {
-            let idle = self.idle;
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
-            ready!(timer.as_mut().poll(cx));
-            let left = idle.saturating_sub(self.clock.now().since(self.last_at));
-            if left.is_zero() {
-                return Poll::Ready(Err(LinkError::Idle));
-            }
-            self.timer = Some(Box::pin(tokio::time::sleep(left)));
+    /// Ready, with an error, once nothing has come for too long.
+    fn poll_idle<T>(&mut self, cx: &Context<'_>) -> Poll<Result<T, LinkError>> {
+        if let Err(error) = self.patience.wait(cx) {
+            return Poll::Ready(Err(LinkError::Io(error)));
         }
+        // Only a wake-up that brought nothing may be the one that it was asked for.
+        let is_over =
+            self.was_woken_for_nothing && self.clock.now().since(self.last_at) >= self.idle;
+        self.was_woken_for_nothing = true;
+        if is_over { Poll::Ready(Err(LinkError::Idle)) } else { Poll::Pending }
     }
 }
 

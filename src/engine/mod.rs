@@ -14,6 +14,7 @@ mod link;
 mod ndjson;
 mod ollama;
 mod openai;
+mod patience;
 pub mod replay;
 mod reply;
 pub mod scripted;

@@ -22,7 +22,7 @@ use crate::record::{
 const RUN_BUDGET: Duration = Duration::from_millis(900);
 /// Bursts of a run's own measurement, at most.
 const MAX_BURSTS: u32 = 9;
-/// Longest time for one measurement beyond what its script takes.
+/// Longest wait for the next byte, beyond what the whole script takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the server's word for an answer is awaited after the client's.
 const TRUTH_PATIENCE: Duration = Duration::from_millis(500);
@@ -79,13 +79,8 @@ impl Bench<'_> {
     /// # Errors
     /// When the server or its sockets cannot be had, or the recorder has stopped.
     pub async fn measure(&self, trial: &Trial) -> Result<(), Broken> {
-        let measuring = self.bursts(trial);
-        let limit = trial.script.lasts() * trial.num_bursts + PATIENCE;
-        let noted = tokio::time::timeout(limit, measuring).await.unwrap_or_else(|_| {
-            Err(Broken::Impossible(format!("it took more than {} s", limit.as_secs())))
-        })?;
+        let Used { took, client_cpu } = self.bursts(trial).await?;
         let part = trial.part.clone();
-        let Used { took, client_cpu } = noted;
         self.note(JournalEvent::Calibrated {
             part,
             concurrency: trial.concurrency,
@@ -101,7 +96,9 @@ impl Bench<'_> {
         let room = (num_requests + MAX_WARM_UP) as usize;
         let server = ScriptedServer::start(&trial.script, 0, self.clock, room)
             .map_err(|error| impossible(format!("no scripted server: {error}")))?;
-        let spec: EngineSpec = format!("openai={}", server.url())
+        // No timer around the whole: it would be armed for every token.
+        let patience = (trial.script.lasts() + PATIENCE).as_secs();
+        let spec: EngineSpec = format!("openai={}?timeout_s={patience}", server.url())
             .parse()
             .map_err(|error| impossible(format!("no scripted server: {error}")))?;
         let engine: Arc<dyn Engine> = connect(&spec, self.clock, &ModelHint::default())
