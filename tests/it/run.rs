@@ -167,6 +167,8 @@ fn interrupt_keeps_what_was_measured() {
         serde_json::from_slice(&fs::read(out.join("summary.json")).unwrap()).unwrap();
     assert_eq!(summary["complete"], false);
     assert!(summary["cases"][0]["num_ok"].as_u64().unwrap() >= 3);
+    let absent = &summary["client_error"]["absent"]["before"];
+    assert_eq!(absent, "no engine of this run is measured over HTTP");
     assert!(out.join("report.html").is_file());
 }
 
