@@ -8,9 +8,10 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::engines::{self, Contestants};
+use super::load_args::LoadArgs;
 use super::output;
 use super::progress::RunProgress;
-use super::{ExitStatus, Global};
+use super::{ExitStatus, Failure, Global};
 use crate::clock::Clock;
 use crate::engine::EngineSpec;
 use crate::experiment::{Ended, Session, run_cases};
@@ -20,6 +21,7 @@ use crate::record::run_dir::{write_json, write_whole};
 use crate::record::{JournalEvent, Manifest, RecordWriter, Recorder, RunData, SCHEMA_VERSION};
 use crate::report;
 use crate::stats::{Summary, summarise};
+use crate::workload::source::read_sources;
 use crate::workload::{Workload, sha256_hex};
 
 /// Measure engines side by side, into a run directory with a report.
@@ -85,6 +87,8 @@ pub struct Run {
     /// Print the cases that would be measured, and stop
     #[arg(long)]
     list: bool,
+    #[command(flatten)]
+    load: LoadArgs,
 }
 
 impl Run {
@@ -99,7 +103,8 @@ impl Run {
         // Decided before the run, so that two runs against one server do not
         // meet each other's prefix cache, and recorded, so that they can.
         let seed = plan.seed.unwrap_or_else(fresh_seed);
-        let plan = Plan { seed: Some(seed), ..plan };
+        let mut plan = Plan { seed: Some(seed), ..plan };
+        read_sources(&mut plan)?;
         let cancel = super::interrupt::token()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -110,6 +115,7 @@ impl Run {
         if self.list {
             return list_cases(&cases, &contestants);
         }
+        allow_streams(&contestants, &cases)?;
         let path = self.out.clone().unwrap_or_else(|| default_path(&plan.name));
         let manifest = manifest(&plan, seed, &contestants, &cases);
         let recorder = Recorder::create(&path, &manifest)?;
@@ -159,6 +165,8 @@ impl Run {
         if let Some(format) = self.load_format {
             plan.dummy_weights = format == super::LoadFormat::Dummy;
         }
+        let asked_for_experiments = !self.experiments.is_empty();
+        self.load.apply(&mut plan, self.requests, self.prompt_tokens, asked_for_experiments)?;
         plan.check()?;
         Ok(plan)
     }
@@ -238,6 +246,17 @@ impl Measurement<'_> {
     }
 }
 
+/// Every stream is an open file, and another where its server is in this process.
+fn allow_streams(contestants: &Contestants, cases: &[Case]) -> anyhow::Result<()> {
+    let most = cases.iter().map(|case| u64::from(case.concurrency())).max().unwrap_or(0);
+    let both_ends = contestants.specs().iter().any(EngineSpec::is_embedded_over_http);
+    let streams = if both_ends { most * 2 } else { most };
+    hardware::allow_streams(streams).map_err(|what| {
+        let hint = "raise it with `ulimit -Hn` as root, or lower --max-in-flight or --concurrency";
+        Failure::new(what).with_hint(hint).into()
+    })
+}
+
 fn set<T: Clone>(field: &mut T, given: Option<&T>) {
     if let Some(value) = given {
         field.clone_from(value);
@@ -300,9 +319,9 @@ fn list_cases(cases: &[Case], contestants: &Contestants) -> anyhow::Result<ExitS
         let state = case.absent.as_ref().map_or(String::new(), |why| format!("  absent: {why}"));
         writeln!(
             stdout,
-            "{:<16} C={:<3} {:>4} requests  {}{state}",
+            "{:<16} {:<5} {:>4} requests  {}{state}",
             case.experiment,
-            case.concurrency(),
+            case.pace(),
             case.num_requests,
             names[case.engine]
         )?;

@@ -2,6 +2,7 @@
 //! derived. Knows files and schemas, computes nothing.
 
 pub mod journal;
+pub mod load;
 pub mod manifest;
 pub mod request;
 pub mod run_dir;
@@ -9,6 +10,7 @@ pub mod step;
 pub mod writer;
 
 pub use journal::{JournalEntry, JournalEvent};
+pub use load::LoadRecord;
 pub use manifest::{CaseRecord, EngineRecord, Machine, Manifest};
 pub use request::{CountSource, EventRecord, Outcome, RequestRecord};
 pub use run_dir::{Recorder, RunData, RunDirError};

@@ -1,12 +1,15 @@
 //! From raw lines to numbers. Pure: reads no clock, touches no file. Each
 //! formula is a small file; `docs/METRICS.md` states them in words.
 
+pub mod capacity;
 pub mod case;
 pub mod checks;
 pub mod distribution;
+pub mod goodput;
 pub mod http_cost;
 pub mod inside;
 pub mod latency;
+pub mod open_loop;
 pub mod order_statistics;
 pub mod staircase;
 pub mod summary;
@@ -42,6 +45,7 @@ pub fn summarise(run: &RunData) -> Summary {
     }
     let inside = inside::summarise(run, &grouped);
     let http_cost = http_cost::pair(&run.manifest.engines, &cases);
+    let capacity = capacity::capacities(&cases);
     let warnings = checks::find(run, &grouped, &cases, complete);
     Summary {
         schema_version: SCHEMA_VERSION,
@@ -52,6 +56,7 @@ pub fn summarise(run: &RunData) -> Summary {
         cases,
         absent,
         http_cost,
+        capacity,
         inside,
         warnings,
     }
