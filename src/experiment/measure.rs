@@ -6,20 +6,28 @@ use super::{Cell, Failure, Observer, Session, entry};
 use crate::infer::InferError;
 use crate::load::{Arriving, Completed, Next, OpenLoad, drive};
 use crate::plan::LoadShape;
-use crate::record::{JournalEvent, Stopped};
+use crate::record::{JournalEvent, RequestRecord, Stopped};
 use crate::workload::{Scheduled, prompt_sha256};
 
-/// Runs the requests of a case and writes down what happens.
+/// Runs the requests of a case and writes down what happens. Hands back the
+/// records of a search's case, from which the next is chosen.
 pub(super) async fn measure(
     session: &Session<'_>,
     cell: &Cell<'_>,
     observer: &mut dyn Observer,
-) -> Result<(), Failure> {
+) -> Result<Vec<RequestRecord>, Failure> {
     let Cell { number, case, engine, watch } = *cell;
     let schedule = session.workload.schedule(case)?;
     let meant = schedule.iter().map(|scheduled| (scheduled.index as usize, Meant::of(scheduled)));
-    let mut books =
-        Books { session, cell, observer, meant: meant.collect(), stopped: Ok(()), failed: None };
+    let mut books = Books {
+        session,
+        cell,
+        observer,
+        meant: meant.collect(),
+        stopped: Ok(()),
+        failed: None,
+        kept: Vec::new(),
+    };
     session.note(JournalEvent::CaseStarted { case: number })?;
     let cpu_before = (session.cpu_time)();
     match &case.shape {
@@ -47,7 +55,7 @@ pub(super) async fn measure(
             load.drive(arrivals, &mut |completed| books.write(completed)).await;
         }
     }
-    let Books { stopped, failed, .. } = books;
+    let Books { stopped, failed, kept, .. } = books;
     stopped?;
     let client_cpu = (session.cpu_time)().saturating_sub(cpu_before);
     let client_cpu_ns = u64::try_from(client_cpu.as_nanos()).unwrap_or(u64::MAX);
@@ -58,7 +66,7 @@ pub(super) async fn measure(
     if !session.cancel.is_cancelled() {
         session.note(JournalEvent::CaseFinished { case: number, client_cpu_ns })?;
     }
-    Ok(())
+    Ok(kept)
 }
 
 fn arriving(scheduled: Scheduled) -> Arriving {
@@ -97,6 +105,7 @@ struct Books<'a> {
     stopped: Result<(), Stopped>,
     /// A turn that could not be made.
     failed: Option<InferError>,
+    kept: Vec<RequestRecord>,
 }
 
 impl Books<'_> {
@@ -119,6 +128,9 @@ impl Books<'_> {
             },
         );
         self.observer.request(&record);
+        if case.search {
+            self.kept.push(record.clone());
+        }
         self.stopped = self.session.writer.request(record);
         // In between, so that no channel fills up however long the case is.
         if self.stopped.is_ok() {

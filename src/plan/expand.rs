@@ -39,6 +39,8 @@ pub struct Case {
     pub load: u32,
     /// Which of the plan's loads it is of; `None` for the experiments.
     pub load_plan: Option<usize>,
+    /// Whether it is left out where a search over rates does not need it.
+    pub search: bool,
     /// What the manifest says of that load.
     pub told: Option<LoadRecord>,
 }
@@ -84,8 +86,14 @@ impl Case {
     /// As it stands in the manifest.
     #[must_use]
     pub fn record(&self, subjects: &[Subject]) -> CaseRecord {
+        CaseRecord { engine: subjects[self.engine].name.clone(), ..self.nameless_record() }
+    }
+
+    /// The same without the name of its engine.
+    #[must_use]
+    pub fn nameless_record(&self) -> CaseRecord {
         CaseRecord {
-            engine: subjects[self.engine].name.clone(),
+            engine: String::new(),
             experiment: self.experiment.clone(),
             round: self.round,
             concurrency: self.concurrency(),
@@ -119,6 +127,7 @@ pub fn expand(plan: &Plan, subjects: &[Subject]) -> Vec<Case> {
                         absent: subject.unusable.clone().or(no_cold),
                         load,
                         load_plan: None,
+                        search: false,
                         told: None,
                     });
                 }
@@ -143,6 +152,7 @@ pub fn expand(plan: &Plan, subjects: &[Subject]) -> Vec<Case> {
                             .or_else(|| (num_requests == 0).then(|| empty.to_owned())),
                         load,
                         load_plan: Some(index),
+                        search: of.is_search(),
                         told: Some(point.tell(of)),
                     });
                 }

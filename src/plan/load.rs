@@ -133,6 +133,12 @@ impl LoadPlan {
         self.spec.sweep.is_some()
     }
 
+    /// Whether rates that say nothing new are left out as it runs.
+    #[must_use]
+    pub const fn is_search(&self) -> bool {
+        matches!(self.pace, Pace::Open { search: true, .. })
+    }
+
     /// Whether it replays a trace.
     #[must_use]
     pub const fn is_trace(&self) -> bool {

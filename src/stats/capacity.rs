@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::distribution::median;
+use super::open_loop::LoadSummary;
 use super::summary::CaseSummary;
 
 /// With fewer rates there is no bend to be seen.
@@ -106,7 +107,7 @@ fn point(rate: f64, rounds: &[&CaseSummary]) -> CapacityPoint {
     };
     let latency =
         |of: fn(&CaseSummary) -> Option<f64>| median(rounds.iter().filter_map(|case| of(case)));
-    let verdicts: Vec<_> = rounds.iter().map(|case| verdict(case)).collect();
+    let verdicts: Vec<_> = rounds.iter().map(|case| verdict(&case.under_load)).collect();
     let worst = verdicts.iter().find(|(kept, _)| *kept == Some(false));
     let unknown = || verdicts.iter().find(|(kept, _)| kept.is_none());
     let (sustained, reason) = worst.or_else(unknown).cloned().unwrap_or((Some(true), None));
@@ -126,9 +127,10 @@ fn point(rate: f64, rounds: &[&CaseSummary]) -> CapacityPoint {
     }
 }
 
-/// Whether the engine kept up and met every objective in a case.
-fn verdict(case: &CaseSummary) -> (Option<bool>, Option<String>) {
-    let under_load = &case.under_load;
+/// Whether the engine kept up and met every objective under a load, and why not;
+/// `None` where that cannot be told.
+#[must_use]
+pub fn verdict(under_load: &LoadSummary) -> (Option<bool>, Option<String>) {
     let Some(open) = &under_load.open_loop else { return (None, None) };
     if open.sustained == Some(false) {
         return (Some(false), open.reason.clone());

@@ -77,6 +77,9 @@ pub fn failure(case: u32, journal: &[JournalEntry]) -> Option<&str> {
         JournalEvent::CaseFailed { case: failed, message } if *failed == case => {
             Some(message.as_str())
         }
+        JournalEvent::CaseSkipped { case: skipped, reason } if *skipped == case => {
+            Some(reason.as_str())
+        }
         _ => None,
     })
 }
