@@ -1,6 +1,7 @@
 //! Finds what a reader must know before believing the numbers. Each check is a
 //! pure function of the run; wording lives beside the finding, rendering elsewhere.
 
+mod arrivals;
 mod fairness;
 mod gpu;
 mod measurement;
@@ -42,6 +43,8 @@ pub fn find(
         warnings.extend(measurement::count_source(&facts, engine));
         warnings.extend(measurement::send_spread(&facts, engine));
         warnings.extend(measurement::client_saturated(&facts, engine));
+        warnings.extend(arrivals::late(&facts, engine));
+        warnings.extend(arrivals::held(&facts, engine));
     }
     warnings
 }
