@@ -26,20 +26,8 @@ impl Served {
         let runtime = runtime.unwrap();
         let script = move |request: &Received| match request.path.as_str() {
             "/v1/models" => json("{\"data\":[{\"id\":\"m\"}]}"),
-            "/v1/chat/completions" | "/v1/completions" => vec![
-                Step::Wait(pause()),
-                Step::Send(head("text/event-stream")),
-                Step::Send(chunk(
-                    "data: {\"choices\":[{\"text\":\"one\",\"delta\":{\"content\":\"one\"}}]}\n\n",
-                )),
-                Step::Send(chunk(
-                    "data: {\"choices\":[{\"delta\":{\"content\":\" two\"},\"text\":\" two\",\
-                     \"finish_reason\":\"length\"}],\
-                     \"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2}}\n\n\
-                     data: [DONE]\n\n",
-                )),
-                Step::Send(END.to_vec()),
-            ],
+            "/v1/chat/completions" => tokens(pause(), ["\"delta\":{\"content\":\"", "\"}"]),
+            "/v1/completions" => tokens(pause(), ["\"text\":\"", "\""]),
             _ => answer("404 Not Found", "text/plain", "404 page not found"),
         };
         let server = runtime.block_on(Scripted::start(script));
@@ -66,6 +54,19 @@ impl Served {
         let received = self.server.received();
         received.iter().filter(|r| r.method == "POST").map(Received::json).collect()
     }
+}
+
+/// Two tokens, each in a field that `around` encloses.
+fn tokens(pause: Duration, around: [&str; 2]) -> Vec<Step> {
+    let first = format!("data: {{\"choices\":[{{{}}}]}}\n\n", around.join("one"));
+    let last = format!(
+        "data: {{\"choices\":[{{{},\"finish_reason\":\"length\"}}],\
+         \"usage\":{{\"prompt_tokens\":5,\"completion_tokens\":2}}}}\n\ndata: [DONE]\n\n",
+        around.join(" two")
+    );
+    let send = |text: &str| Step::Send(chunk(text));
+    let head = Step::Send(head("text/event-stream"));
+    vec![Step::Wait(pause), head, send(&first), send(&last), Step::Send(END.to_vec())]
 }
 
 fn stderr(output: &Output) -> String {
