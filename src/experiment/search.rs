@@ -8,7 +8,7 @@ use crate::record::{CaseRecord, RequestRecord};
 use crate::stats::{capacity, open_loop};
 
 /// Why a rate was left out.
-pub(super) const NOT_NEEDED: &str = "the search for the capacity did not need this rate";
+pub(super) const NOT_NEEDED: &str = "the search for the capacity did not need these rates";
 
 /// What is known so far, by engine, load and round.
 #[derive(Debug, Default)]
@@ -61,11 +61,11 @@ mod tests {
         let subject = Subject { name: "e".to_owned(), unusable: None, no_cold: None };
         let mut search = Search::default();
         let mut tried = Vec::new();
-        for case in expand(&plan, &[subject.clone()]) {
+        for case in expand(&plan, std::slice::from_ref(&subject)) {
             if !search.needs(&case) {
                 continue;
             }
-            let record = case.record(&[subject.clone()]);
+            let record = case.record(std::slice::from_ref(&subject));
             let rate = record.load.as_ref().unwrap().rate_per_s.unwrap();
             tried.push(rate);
             search.learn(&case, &record, &answered(rate));
@@ -80,7 +80,8 @@ mod tests {
             .map(|i| {
                 let arrives = f64::from(i) * 1e3 / rate;
                 free = free.max(arrives) + 100.0;
-                let [arrives, took] = [arrives, free - arrives].map(|ms| (ms * 1e6) as u64);
+                let [arrives, took] =
+                    [arrives, free - arrives].map(|ms| format!("{:.0}", ms * 1e6));
                 let text = format!(
                     r#"{{"case":0,"index":{i},"warmup":false,"cold":false,"max_tokens":1,
                     "prompt_sha256":"","intended_at_ns":{arrives},"sent_at_ns":{arrives},

@@ -84,6 +84,13 @@ pub fn failure(case: u32, journal: &[JournalEntry]) -> Option<&str> {
     })
 }
 
+/// Whether a case was left out as the run went.
+#[must_use]
+pub fn was_skipped(case: u32, journal: &[JournalEntry]) -> bool {
+    let skips = |event: &JournalEvent| matches!(event, JournalEvent::CaseSkipped { case: skipped, .. } if *skipped == case);
+    journal.iter().any(|entry| skips(&entry.event))
+}
+
 /// Derives a case's numbers.
 #[must_use]
 pub fn summarise(group: &CaseRequests<'_>, journal: &[JournalEntry]) -> CaseSummary {

@@ -33,12 +33,21 @@ pub fn summarise(run: &RunData) -> Summary {
     let mut absent = Vec::new();
     for group in &grouped {
         if let Some(reason) = case::absence(group, run) {
-            absent.push(AbsentCase {
+            // Rates that a search left out are one entry, under the name of the load.
+            let load = group.record.load.as_ref();
+            let search = load.filter(|_| case::was_skipped(group.case, &run.journal));
+            let case = AbsentCase {
                 engine: group.record.engine.clone(),
-                experiment: group.record.experiment.clone(),
+                experiment: search.map_or(&group.record.experiment, |load| &load.name).clone(),
                 concurrency: group.record.concurrency,
                 reason,
-            });
+            };
+            let same = |known: &AbsentCase| {
+                (&known.engine, &known.experiment) == (&case.engine, &case.experiment)
+            };
+            if search.is_none() || !absent.iter().any(same) {
+                absent.push(case);
+            }
         } else {
             cases.push(case::summarise(group, &run.journal));
         }

@@ -7,13 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{CaseRecord, RequestRecord};
 
-use super::distribution::{distribution, mean};
+use super::distribution::{distribution, mean, median};
 use super::goodput::{Goodput, goodput};
 use super::latency::{self, ms};
 use super::summary::Distribution;
 
 /// Share of what is offered that an engine must achieve to have kept up.
 const KEPT_UP: f64 = 0.95;
+/// Growth of latency, in seconds a second of arrivals, that is a growing queue.
+/// Served in order, it is the share by which arrivals exceed what is achieved.
+const GROWS: f64 = 1.0 - KEPT_UP;
+/// Growth as a share of the early latency below which it may be chance.
+const GROWTH_SHARE: f64 = 0.5;
 /// With fewer arrivals nothing is said about keeping up.
 const MIN_ARRIVALS: usize = 10;
 /// Share of the events left out at each end of a rate: the ramp and the drain.
@@ -168,6 +173,8 @@ struct Round {
     achieved: Option<f64>,
     /// Both over their middles, so that they can be compared.
     middle_offered: Option<f64>,
+    /// By how many seconds latency grew, where that is a growing queue.
+    growth_s: Option<f64>,
     peak: u64,
 }
 
@@ -186,6 +193,7 @@ impl Round {
             offered: rate(&arrived, 0.0),
             achieved: rate(&ended, TRIM).map(|rate| rate * share.min(1.0)),
             middle_offered: rate(&arrived, TRIM),
+            growth_s: growth_s(requests),
             peak: peak_in_flight(requests),
         }
     }
@@ -200,12 +208,38 @@ impl Round {
         }
         let Some(offered) = self.middle_offered else { return unknown("all arrived at once") };
         let achieved = self.achieved.unwrap_or(0.0);
-        if achieved >= KEPT_UP * offered {
-            return (Some(true), None);
+        if achieved < KEPT_UP * offered {
+            let percent = achieved / offered * 100.0;
+            return (Some(false), Some(format!("{percent:.0} % of what arrived was achieved")));
         }
-        let percent = achieved / offered * 100.0;
-        (Some(false), Some(format!("{percent:.0} % of what arrived was achieved")))
+        match self.growth_s {
+            Some(seconds) => (
+                Some(false),
+                Some(format!("E2EL grew by {seconds:.1} s from early to late arrivals")),
+            ),
+            None => (Some(true), None),
+        }
     }
+}
+
+/// By how much the median E2EL of the last third of arrivals exceeds that of the
+/// first, where that is a queue that grows. An engine that serves all at once
+/// ends many requests together when arrivals cease, so that completions alone
+/// can look as if it had kept up.
+fn growth_s(requests: &[&RequestRecord]) -> Option<f64> {
+    let mut ended: Vec<(f64, f64)> = requests
+        .iter()
+        .filter(|request| request.outcome.is_ok())
+        .map(|request| (intended_s(request), ended_s(request) - intended_s(request)))
+        .collect();
+    ended.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let third = ended.len() / 3;
+    let (early, late) = (ended.get(..third)?, ended.get(ended.len() - third..)?);
+    let middle = |part: &[(f64, f64)], of: fn(&(f64, f64)) -> f64| median(part.iter().map(of));
+    let span = middle(late, |one| one.0)? - middle(early, |one| one.0)?;
+    let before = middle(early, |one| one.1)?;
+    let growth = middle(late, |one| one.1)? - before;
+    (growth > GROWS * span && growth > GROWTH_SHARE * before).then_some(growth)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "request counts are far below 2^52")]
@@ -303,6 +337,18 @@ pub(super) mod tests {
         let open = case(&arriving(100, |i| 100 + i * 25)).open_loop.unwrap();
         assert_eq!(open.sustained, Some(false));
         assert_eq!(open.reason.unwrap(), "80 % of what arrived was achieved");
+    }
+
+    #[test]
+    fn latency_that_grows_by_more_than_chance_is_a_growing_queue() {
+        let of =
+            |took: &dyn Fn(u64) -> u64| growth_s(&arriving(90, took).iter().collect::<Vec<_>>());
+        // Six seconds between the middles of the thirds: 8 % more each second.
+        let growth = of(&|i| 100 + i * 8).unwrap();
+        assert!((growth - 0.48).abs() < 1e-6, "{growth}");
+        assert_eq!(of(&|i| 100 + i * 4), None, "4 % a second");
+        assert_eq!(of(&|i| 2_000 + i * 8), None, "less than half of what it was");
+        assert_eq!(of(&|_| 3_000), None);
     }
 
     #[test]
