@@ -43,8 +43,7 @@ impl Instants {
     #[must_use]
     pub fn resolve(&self, extent: Extent, seed: u64, load: u32) -> Vec<Duration> {
         match self {
-            // Numbers of prompts never have the highest bit: see `Workload`.
-            Self::Drawn(arrivals) => arrivals.instants(extent, seed, (1 << 63) | u64::from(load)),
+            Self::Drawn(arrivals) => arrivals.instants(extent, seed, stream(load)),
             Self::Recorded { at, speed } => {
                 let first = at.first().copied().unwrap_or_default();
                 let most = extent.requests.map_or(usize::MAX, |requests| requests as usize);
@@ -59,4 +58,10 @@ impl Instants {
             }
         }
     }
+}
+
+/// The generator of a load's arrivals. Draws of prompts and lengths have other
+/// numbers: none has both the highest bit and the highest index.
+fn stream(load: u32) -> u64 {
+    (1 << 63) | (u64::from(load) << 32) | u64::from(u32::MAX)
 }
