@@ -27,7 +27,6 @@ const LOADS: [(u32, u32, u64, u64); 3] =
 
 fn main() {
     let numbers: Vec<u64> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
-    hardware::raise_open_files();
     let number = |at: usize, default: u64| numbers.get(at).copied().unwrap_or(default).max(1);
     if numbers.is_empty() {
         decoding();
@@ -50,6 +49,7 @@ fn main() {
 }
 
 fn load(streams: u32, requests: u32, ttft_ms: u64, gap_ms: u64) {
+    hardware::allow_streams(u64::from(streams) * 2).unwrap();
     let (trial, (data, error)) = measured(streams, requests, ttft_ms, gap_ms, false);
     report(&trial, &data, &error);
 }

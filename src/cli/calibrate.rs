@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::failure::Failure;
 use super::{ExitStatus, Global, interrupt, output};
 use crate::clock::Clock;
 use crate::engine::scripted::{Scenario, Script, ScriptedServer, Stall};
@@ -21,6 +22,8 @@ use crate::stats::misreading::{Reading, read};
 
 /// Truths of a served script that may wait for the file.
 const MAX_TRUTHS: usize = 4096;
+/// Connections that `--serve` can hold at once.
+const MAX_SERVED: u64 = 2_048;
 /// Most streams, tokens and requests: beyond it a typo is likelier than a wish.
 const MAX_COUNT: u32 = 100_000;
 
@@ -111,7 +114,11 @@ impl Calibrate {
             bail!("--tolerance is {}: expected a number above 0", self.tolerance);
         }
         let cancel = interrupt::token()?;
-        hardware::raise_open_files();
+        // Both ends of every stream are in this process.
+        let streams = if self.serve { MAX_SERVED } else { u64::from(self.streams) * 2 };
+        hardware::allow_streams(streams).map_err(|what| {
+            Failure::new(what).with_hint("raise it with `ulimit -Hn` as root, or lower --streams")
+        })?;
         if self.serve {
             return self.serve(&cancel);
         }

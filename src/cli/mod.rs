@@ -9,6 +9,7 @@ pub mod failure;
 pub mod generate;
 pub mod interrupt;
 pub mod list;
+pub mod load_args;
 pub mod output;
 pub mod progress;
 pub mod report;

@@ -36,7 +36,7 @@ impl RunProgress {
 
     fn label(&self, case: &Case) -> String {
         let engine = self.names.get(case.engine).map_or("?", String::as_str);
-        format!("{} C={} {engine}", case.experiment, case.concurrency())
+        format!("{} {} {engine}", case.experiment, case.pace())
     }
 
     fn say(&self, line: &str) {

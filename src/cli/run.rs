@@ -8,9 +8,10 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::engines::{self, Contestants};
+use super::load_args::LoadArgs;
 use super::output;
 use super::progress::RunProgress;
-use super::{ExitStatus, Global};
+use super::{ExitStatus, Failure, Global};
 use crate::clock::Clock;
 use crate::engine::EngineSpec;
 use crate::experiment::{Ended, Session, run_cases};
@@ -20,6 +21,7 @@ use crate::record::run_dir::{write_json, write_whole};
 use crate::record::{JournalEvent, Manifest, RecordWriter, Recorder, RunData, SCHEMA_VERSION};
 use crate::report;
 use crate::stats::{Summary, summarise};
+use crate::workload::source::read_sources;
 use crate::workload::{Workload, sha256_hex};
 
 /// Measure engines side by side, into a run directory with a report.
@@ -88,6 +90,8 @@ pub struct Run {
     /// Print the cases that would be measured, and stop
     #[arg(long)]
     list: bool,
+    #[command(flatten)]
+    load: LoadArgs,
 }
 
 impl Run {
@@ -102,7 +106,8 @@ impl Run {
         // Decided before the run, so that two runs against one server do not
         // meet each other's prefix cache, and recorded, so that they can.
         let seed = plan.seed.unwrap_or_else(fresh_seed);
-        let plan = Plan { seed: Some(seed), ..plan };
+        let mut plan = Plan { seed: Some(seed), ..plan };
+        read_sources(&mut plan)?;
         let cancel = super::interrupt::token()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -113,13 +118,13 @@ impl Run {
         if self.list {
             return list_cases(&cases, &contestants);
         }
+        allow_streams(&cases)?;
         let path = self.out.clone().unwrap_or_else(|| default_path(&plan.name));
         let manifest = manifest(&plan, seed, &contestants, &cases);
         let recorder = Recorder::create(&path, &manifest)?;
         let no_calibration = self.no_calibration.then(|| "--no-calibration was given".to_owned());
         let measurement =
             Measurement { plan: &plan, seed, clock: &clock, cancel: &cancel, no_calibration };
-        hardware::raise_open_files();
         let measured = measurement.measure(&runtime, &contestants, &cases, recorder);
         // Engines are stopped before anything is computed or printed.
         drop(contestants);
@@ -165,6 +170,8 @@ impl Run {
         if let Some(format) = self.load_format {
             plan.dummy_weights = format == super::LoadFormat::Dummy;
         }
+        let asked_for_experiments = !self.experiments.is_empty();
+        self.load.apply(&mut plan, self.requests, self.prompt_tokens, asked_for_experiments)?;
         plan.check()?;
         Ok(plan)
     }
@@ -247,6 +254,16 @@ impl Measurement<'_> {
     }
 }
 
+/// Every stream is an open file, and another where its server is in this process,
+/// as the scripted server is that the run measures itself against.
+fn allow_streams(cases: &[Case]) -> anyhow::Result<()> {
+    let most = cases.iter().map(|case| u64::from(case.concurrency())).max().unwrap_or(0);
+    hardware::allow_streams(most * 2).map_err(|what| {
+        let hint = "raise it with `ulimit -Hn` as root, or lower --max-in-flight or --concurrency";
+        Failure::new(what).with_hint(hint).into()
+    })
+}
+
 fn set<T: Clone>(field: &mut T, given: Option<&T>) {
     if let Some(value) = given {
         field.clone_from(value);
@@ -309,9 +326,9 @@ fn list_cases(cases: &[Case], contestants: &Contestants) -> anyhow::Result<ExitS
         let state = case.absent.as_ref().map_or(String::new(), |why| format!("  absent: {why}"));
         writeln!(
             stdout,
-            "{:<16} C={:<3} {:>4} requests  {}{state}",
+            "{:<16} {:<5} {:>4} requests  {}{state}",
             case.experiment,
-            case.concurrency(),
+            case.pace(),
             case.num_requests,
             names[case.engine]
         )?;

@@ -73,9 +73,14 @@ impl EmbeddedEngine {
     fn prompt_ids(&self, prompt: &Prompt) -> Result<Vec<u32>, EngineError> {
         let tokenizer = self.host.tokenizer();
         Ok(match prompt {
-            Prompt::Chat(text) => {
-                let message = ChatMessage { role: "user".to_owned(), content: text.clone() };
-                tokenizer.encode(&tokenizer.apply_chat_template(&[message])?, false)?
+            Prompt::Chat(_) | Prompt::Dialogue(_) => {
+                let messages = prompt.messages().unwrap_or_default().into_iter();
+                let message = |(role, content): (&str, &str)| ChatMessage {
+                    role: role.to_owned(),
+                    content: content.to_owned(),
+                };
+                let messages: Vec<_> = messages.map(message).collect();
+                tokenizer.encode(&tokenizer.apply_chat_template(&messages)?, false)?
             }
             Prompt::Raw(text) => tokenizer.encode(text, true)?,
             Prompt::Tokens { ids, .. } => ids.clone(),

@@ -55,6 +55,8 @@ pub struct GenerateRequest {
 pub enum Prompt {
     /// One user message; the engine applies its chat template.
     Chat(String),
+    /// A conversation so far, the last message a user's; the engine applies its chat template.
+    Dialogue(Vec<Message>),
     /// Continued as it stands, without a chat template.
     Raw(String),
     /// Token-exact: `ids` where the engine takes them, else `text`, which
@@ -65,6 +67,49 @@ pub enum Prompt {
         /// The same prompt as text.
         text: String,
     },
+}
+
+impl Prompt {
+    /// Role and content of its messages; `None` where it is no chat.
+    #[must_use]
+    pub fn messages(&self) -> Option<Vec<(&'static str, &str)>> {
+        match self {
+            Self::Chat(content) => Some(vec![("user", content)]),
+            Self::Dialogue(messages) => {
+                Some(messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect())
+            }
+            Self::Raw(_) | Self::Tokens { .. } => None,
+        }
+    }
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Whose.
+    pub role: Role,
+    /// What was said.
+    pub content: String,
+}
+
+/// Who speaks in a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The one who asks.
+    User,
+    /// The engine.
+    Assistant,
+}
+
+impl Role {
+    /// The word that every protocol uses.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
 }
 
 /// How the next token is drawn from the logits.

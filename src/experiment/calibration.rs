@@ -182,6 +182,7 @@ impl Pairs<'_> {
             let setting = entry::Setting {
                 case: 0,
                 warmup: false,
+                turn: None,
                 cold: false,
                 requested_prompt_tokens: None,
                 max_tokens,

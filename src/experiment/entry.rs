@@ -14,10 +14,11 @@ pub(super) struct Setting {
     pub requested_prompt_tokens: Option<u32>,
     pub max_tokens: u32,
     pub prompt_sha256: String,
+    pub turn: Option<u32>,
 }
 
 pub(super) fn record(completed: Completed, setting: Setting) -> RequestRecord {
-    let Completed { index, intended_at, exchange } = completed;
+    let Completed { index, intended_at, held, exchange } = completed;
     let origin = exchange.sent_at.unwrap_or(intended_at);
     let offset = |at: Timestamp| nanos(at.since(origin));
     let usage = exchange.usage.unwrap_or_default();
@@ -38,6 +39,8 @@ pub(super) fn record(completed: Completed, setting: Setting) -> RequestRecord {
         max_tokens: setting.max_tokens,
         prompt_sha256: setting.prompt_sha256,
         intended_at_ns: intended_at,
+        held,
+        turn: setting.turn,
         sent_at_ns: exchange.sent_at,
         headers_ns: exchange.headers_at.map(offset),
         first_byte_ns: exchange.first_byte_at.map(offset),
@@ -76,6 +79,7 @@ mod tests {
             requested_prompt_tokens: None,
             max_tokens: 8,
             prompt_sha256: String::new(),
+            turn: None,
         }
     }
 
@@ -86,7 +90,8 @@ mod tests {
         exchange.sent_at = Some(at(100));
         exchange.push(TokenEvent { at: at(150), kind: EventKind::Content, num_tokens: None });
         exchange.done_at = at(180);
-        let record = record(Completed { index: 2, intended_at: at(90), exchange }, setting());
+        let record =
+            record(Completed { index: 2, intended_at: at(90), held: false, exchange }, setting());
         assert_eq!(record.events, [EventRecord(50, EventKind::Content, None)]);
         assert_eq!((record.done_ns, record.intended_at_ns), (80, at(90)));
         assert_eq!(record.count_source, CountSource::None);
@@ -97,7 +102,8 @@ mod tests {
         let error = EngineError::new(ErrorClass::Truncated, "stream ended early");
         let mut exchange = Exchange::failed(Timestamp::from_nanos(9), error);
         exchange.text.push_str("half");
-        let completed = Completed { index: 0, intended_at: Timestamp::from_nanos(1), exchange };
+        let intended_at = Timestamp::from_nanos(1);
+        let completed = Completed { index: 0, intended_at, held: false, exchange };
         let record = record(completed, setting());
         assert!(matches!(record.outcome, Outcome::Error { class: ErrorClass::Truncated, .. }));
         assert_eq!(record.text, "half");

@@ -5,6 +5,7 @@ pub mod calibration;
 mod condition;
 mod entry;
 mod measure;
+mod search;
 mod warm_up;
 mod watch;
 
@@ -20,6 +21,7 @@ use crate::infer::telemetry::ResidentBytes;
 use crate::plan::Case;
 use crate::record::{JournalEntry, JournalEvent, RecordWriter, RequestRecord, Stopped};
 use crate::workload::Workload;
+use search::Search;
 use watch::Watch;
 
 /// Processor time that this process has used, for the client's own share.
@@ -104,16 +106,28 @@ async fn run_each(
     observer: &mut dyn Observer,
 ) -> Ended {
     let mut warm = vec![false; session.engines.len()];
+    let mut search = Search::default();
     for (number, case) in (0..).zip(cases) {
         let Some(engine) = session.engines[case.engine].as_ref().filter(|_| case.absent.is_none())
         else {
             continue;
         };
+        if !search.needs(case) {
+            let reason = search::NOT_NEEDED.to_owned();
+            if session.note(JournalEvent::CaseSkipped { case: number, reason }).is_err() {
+                return Ended::RecorderStopped;
+            }
+            continue;
+        }
         let cell = Cell { number, case, engine, watch };
         let result = run_case(session, &cell, &mut warm[case.engine], observer).await;
         match result {
-            Ok(()) => observer.finished(case, None),
+            Ok(kept) => {
+                search.learn(case, &case.nameless_record(), &kept);
+                observer.finished(case, None);
+            }
             Err(Failure::Case(message)) => {
+                search.learn(case, &case.nameless_record(), &[]);
                 observer.finished(case, Some(&message));
                 if session.note(JournalEvent::CaseFailed { case: number, message }).is_err() {
                     return Ended::RecorderStopped;
@@ -165,7 +179,7 @@ async fn run_case(
     cell: &Cell<'_>,
     warm: &mut bool,
     observer: &mut dyn Observer,
-) -> Result<(), Failure> {
+) -> Result<Vec<RequestRecord>, Failure> {
     if cell.case.cold {
         observer.phase(cell.case, "making cold");
         condition::make_cold(session, cell).await?;

@@ -8,8 +8,8 @@ use crate::load::{Completed, drive};
 /// size, so that its batch shapes are met. Fails the case if nothing answers.
 pub(super) async fn warm_up(session: &Session<'_>, cell: &Cell<'_>) -> Result<(), Failure> {
     let Cell { number, case, engine, .. } = *cell;
-    let concurrency = case.concurrency() as usize;
-    let requests = (0..=case.concurrency())
+    let concurrency = case.burst() as usize;
+    let requests = (0..=case.burst())
         .map(|index| session.workload.warm_up(index))
         .collect::<Result<Vec<_>, _>>()?;
     let (alone, burst) = requests.split_at(1);
@@ -26,6 +26,7 @@ pub(super) async fn warm_up(session: &Session<'_>, cell: &Cell<'_>) -> Result<()
                 requested_prompt_tokens: session.workload.requested_prompt_tokens(),
                 max_tokens: alone[0].max_tokens,
                 prompt_sha256: String::new(),
+                turn: None,
             },
         );
         stopped = session.writer.request(record);

@@ -4,6 +4,7 @@
 pub mod cards;
 pub mod cpu;
 pub mod gpu;
+pub mod open_files;
 pub mod process;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,8 @@ use crate::units;
 
 pub use cards::{GpuCard, find_gpu_card, gpu_cards};
 pub use gpu::{Gpu, GpuFacts};
-pub use process::{process_cpu_time, raise_open_files, resident_bytes};
+pub use open_files::allow_streams;
+pub use process::{process_cpu_time, resident_bytes};
 
 /// Longest system file that is read; `/proc/cpuinfo` of the largest machines is a few MiB.
 const MAX_SYSTEM_FILE: u64 = 8 << 20;

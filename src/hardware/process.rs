@@ -18,18 +18,6 @@ pub fn process_cpu_time() -> Duration {
     Duration::ZERO
 }
 
-/// Raises the number of files that this process may have open to the most the
-/// system lets it: a thousand streams are a thousand sockets, and the usual
-/// limit is 1,024. Where that is refused, opening connections says so.
-pub fn raise_open_files() {
-    #[cfg(unix)]
-    {
-        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    }
-}
-
 /// Resident memory of this process in bytes; absent where there is no `/proc`.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {

@@ -1,9 +1,14 @@
 //! The driver: issues requests, bounds those in flight, hands back what
-//! happened. Does not know engine kinds, prompts or files.
+//! happened. Does not know engine kinds, prompts or files. A closed loop is
+//! [`drive`], an open one [`OpenLoad`].
 //!
 //! It runs on a current-thread runtime: the opening burst is spawned as a
 //! whole and then written socket after socket without a switch of threads,
 //! which keeps its spread at the cost of a few system calls.
+
+pub mod arrival;
+pub mod open;
+mod timer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,13 +19,18 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, Timestamp};
 use crate::engine::{Engine, EngineError, ErrorClass, Exchange, GenerateRequest, Prepared};
 
+pub use arrival::{Arrivals, Extent, Process};
+pub use open::{Arriving, Next, OpenLoad};
+
 /// A request that has ended, one way or another.
 #[derive(Debug)]
 pub struct Completed {
     /// Its index in the list that was given.
     pub index: usize,
-    /// When the driver released it.
+    /// When the driver released it, or was to release it.
     pub intended_at: Timestamp,
+    /// Whether it was kept back because as many as allowed were in flight.
+    pub held: bool,
     /// What happened.
     pub exchange: Exchange,
 }
@@ -96,14 +106,15 @@ async fn run(
         Ok(prepared) => prepared.run(cancel).await,
         Err(error) => Exchange::failed(clock.now(), error),
     };
-    Completed { index, intended_at, exchange }
+    Completed { index, intended_at, held: false, exchange }
 }
 
 /// A task that panicked: its request is lost, which is recorded and not hidden.
 fn lost(clock: &Clock, reason: &str) -> Completed {
     let error = EngineError::new(ErrorClass::Engine, format!("request task ended early: {reason}"));
     let now = clock.now();
-    Completed { index: usize::MAX, intended_at: now, exchange: Exchange::failed(now, error) }
+    let exchange = Exchange::failed(now, error);
+    Completed { index: usize::MAX, intended_at: now, held: false, exchange }
 }
 
 #[cfg(test)]

@@ -21,11 +21,13 @@ struct Counting {
     clock: Clock,
     counters: Arc<Mutex<Counters>>,
     refuse: bool,
+    takes: Duration,
 }
 
 struct Counted {
     clock: Clock,
     counters: Arc<Mutex<Counters>>,
+    takes: Duration,
 }
 
 #[async_trait]
@@ -43,7 +45,8 @@ impl Engine for Counting {
             return Err(EngineError::new(ErrorClass::Unreachable, "connection refused"));
         }
         self.counters.lock().unwrap().prepared += 1;
-        Ok(Box::new(Counted { clock: self.clock.clone(), counters: Arc::clone(&self.counters) }))
+        let counters = Arc::clone(&self.counters);
+        Ok(Box::new(Counted { clock: self.clock.clone(), counters, takes: self.takes }))
     }
 
     async fn make_cold(&self) -> Result<Duration, EngineError> {
@@ -64,7 +67,7 @@ impl Prepared for Counted {
         let mut exchange = Exchange::begun(self.clock.now());
         exchange.sent_at = Some(self.clock.now());
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(2)) => {}
+            () = tokio::time::sleep(self.takes) => {}
             () = cancel.cancelled() => {
                 exchange.outcome = Err(EngineError::new(ErrorClass::Cancelled, "cancelled"));
             }
@@ -99,6 +102,7 @@ fn run(
         clock: clock.clone(),
         counters: Arc::clone(&counters),
         refuse,
+        takes: Duration::from_millis(2),
     });
     let mut ended = Vec::new();
     let requests = (0..n).map(|_| request()).collect();
@@ -146,4 +150,99 @@ fn stopping_hands_back_what_is_in_flight_and_sends_no_more() {
     assert_eq!(ended.len(), 4, "one ended, three were in flight");
     assert_eq!(counters.prepared, 4);
     assert_eq!(counters.in_flight, 0);
+}
+
+/// Runs an open loop of requests that arrive at `at` ms and take `takes` ms each.
+fn arrive(
+    at: &[u64],
+    takes: u64,
+    max_in_flight: usize,
+    mut next: impl FnMut(&Completed) -> Next,
+) -> (Vec<Completed>, Counters) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let clock = Clock::real();
+    let counters = Arc::new(Mutex::new(Counters::default()));
+    let engine: Arc<dyn Engine> = Arc::new(Counting {
+        spec: "openai".parse().unwrap(),
+        clock: clock.clone(),
+        counters: Arc::clone(&counters),
+        refuse: false,
+        takes: Duration::from_millis(takes),
+    });
+    let arrivals = at.iter().enumerate().map(|(index, at)| arriving(index, *at)).collect();
+    let cancel = CancellationToken::new();
+    let load = OpenLoad { engine: &engine, max_in_flight, clock: &clock, cancel: &cancel };
+    let mut ended = Vec::new();
+    runtime.block_on(load.drive(arrivals, &mut |completed| {
+        let next = next(&completed);
+        ended.push(completed);
+        next
+    }));
+    drop(engine);
+    ended.sort_by_key(|completed| completed.index);
+    let counters = std::mem::take(&mut *counters.lock().unwrap());
+    (ended, counters)
+}
+
+fn arriving(index: usize, at: u64) -> Arriving {
+    Arriving { index, at: Duration::from_millis(at), request: request() }
+}
+
+fn delay(completed: &Completed) -> Duration {
+    completed.exchange.sent_at.unwrap().since(completed.intended_at)
+}
+
+#[test]
+fn open_loop_sends_on_time_whatever_is_unanswered() {
+    let at: Vec<u64> = (0..40).map(|i| i * 5).collect();
+    // Each takes as long as all arrivals together: a closed loop would send one.
+    let (ended, counters) = arrive(&at, 400, 100, |_| Next::GoOn);
+    assert_eq!(ended.len(), 40);
+    assert_eq!(counters.most_in_flight, 40);
+    for pair in ended.windows(2) {
+        let gap = pair[1].intended_at.since(pair[0].intended_at);
+        assert_eq!(gap, Duration::from_millis(5));
+    }
+    assert!(ended.iter().all(|c| !c.held && c.exchange.sent_at >= Some(c.intended_at)));
+    let mut late: Vec<_> = ended.iter().map(delay).collect();
+    late.sort();
+    // On a busy machine some are late; a timer of whole milliseconds would make half of them so.
+    assert!(late[10] < Duration::from_millis(1), "{late:?}");
+}
+
+#[test]
+fn no_arrival_is_dropped_at_the_bound_and_those_that_waited_say_so() {
+    let (ended, counters) = arrive(&[0, 0, 0, 0, 0, 0, 0, 1_200], 300, 2, |_| Next::GoOn);
+    assert_eq!(counters.most_in_flight, 2);
+    assert_eq!(ended.len(), 8);
+    let held: Vec<bool> = ended.iter().map(|completed| completed.held).collect();
+    assert_eq!(held, [false, false, true, true, true, true, true, false], "{held:?}");
+    // Intended instants stay those of arrival: the wait is in what a user waits.
+    assert_eq!(ended[6].intended_at, ended[0].intended_at);
+    assert!(delay(&ended[6]) >= Duration::from_millis(900), "{:?}", delay(&ended[6]));
+}
+
+#[test]
+fn next_turn_comes_after_the_answer_and_its_pause() {
+    let (ended, counters) = arrive(&[0, 1], 5, 10, |completed| match completed.index {
+        0 => Next::Then(arriving(10, 30)),
+        10 => Next::Then(arriving(11, 0)),
+        _ => Next::GoOn,
+    });
+    let indices: Vec<_> = ended.iter().map(|completed| completed.index).collect();
+    assert_eq!(indices, [0, 1, 10, 11]);
+    assert_eq!(counters.prepared, 4);
+    let pause = ended[2].intended_at.since(ended[0].exchange.done_at);
+    assert_eq!(pause, Duration::from_millis(30));
+    assert_eq!(ended[3].intended_at, ended[2].exchange.done_at);
+    assert!(ended[3].exchange.sent_at >= Some(ended[3].intended_at));
+}
+
+#[test]
+fn stopping_an_open_loop_sends_no_more_and_ends_what_is_in_flight() {
+    let at = [0, 0, 0, 100, 2_000];
+    let (ended, counters) = arrive(&at, 150, 10, |_| Next::Stop);
+    assert!(ended.len() <= 4, "{}", ended.len());
+    assert_eq!(counters.in_flight, 0);
+    assert!(ended.iter().any(|completed| completed.exchange.outcome.is_ok()));
 }

@@ -3,8 +3,9 @@
 //! (A B, B A, A B ...), so that a machine that drifts during the run does not
 //! favour whoever came first.
 
+use super::load::points;
 use super::{Experiment, LoadShape, Plan};
-use crate::record::CaseRecord;
+use crate::record::{CaseRecord, LoadRecord};
 
 /// An engine as far as planning cares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub struct Subject {
 }
 
 /// One engine under one load, once.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Case {
     /// Index of the engine among the subjects.
     pub engine: usize,
@@ -34,9 +35,18 @@ pub struct Case {
     pub num_requests: u32,
     /// Why it is not measured; `None` if it is.
     pub absent: Option<String>,
-    /// Cases with the same load share this number, and so their prompts.
+    /// Cases with the same load share this number, and so their prompts and arrivals.
     pub load: u32,
+    /// Which of the plan's loads it is of; `None` for the experiments.
+    pub load_plan: Option<usize>,
+    /// Whether it is left out where a search over rates does not need it.
+    pub search: bool,
+    /// What the manifest says of that load.
+    pub told: Option<LoadRecord>,
 }
+
+/// Most requests of a warm-up burst before an open loop, which has no burst of its own.
+const OPEN_WARM_UP: u32 = 4;
 
 impl Case {
     /// Most requests in flight at once.
@@ -44,20 +54,53 @@ impl Case {
     pub const fn concurrency(&self) -> u32 {
         match self.shape {
             LoadShape::Closed { concurrency } => concurrency,
+            LoadShape::Open { max_in_flight, .. } => {
+                if max_in_flight < self.num_requests {
+                    max_in_flight
+                } else {
+                    self.num_requests
+                }
+            }
+        }
+    }
+
+    /// In a few characters: `C=10` in a closed loop, `4/s` in an open one.
+    #[must_use]
+    pub fn pace(&self) -> String {
+        match (&self.shape, self.told.as_ref().and_then(|told| told.rate_per_s)) {
+            (LoadShape::Closed { concurrency }, _) => format!("C={concurrency}"),
+            (LoadShape::Open { .. }, Some(rate)) => format!("{rate}/s"),
+            (LoadShape::Open { .. }, None) => "trace".to_owned(),
+        }
+    }
+
+    /// Requests of the burst that warms an engine up for it.
+    #[must_use]
+    pub fn burst(&self) -> u32 {
+        match self.shape {
+            LoadShape::Closed { concurrency } => concurrency,
+            LoadShape::Open { .. } => self.concurrency().min(OPEN_WARM_UP),
         }
     }
 
     /// As it stands in the manifest.
     #[must_use]
     pub fn record(&self, subjects: &[Subject]) -> CaseRecord {
+        CaseRecord { engine: subjects[self.engine].name.clone(), ..self.nameless_record() }
+    }
+
+    /// The same without the name of its engine.
+    #[must_use]
+    pub fn nameless_record(&self) -> CaseRecord {
         CaseRecord {
-            engine: subjects[self.engine].name.clone(),
+            engine: String::new(),
             experiment: self.experiment.clone(),
             round: self.round,
             concurrency: self.concurrency(),
             num_requests: self.num_requests,
             cold: self.cold,
             absent: self.absent.clone(),
+            load: self.told.clone(),
         }
     }
 }
@@ -83,6 +126,34 @@ pub fn expand(plan: &Plan, subjects: &[Subject]) -> Vec<Case> {
                         num_requests: num_requests(experiment, concurrency, plan.requests),
                         absent: subject.unusable.clone().or(no_cold),
                         load,
+                        load_plan: None,
+                        search: false,
+                        told: None,
+                    });
+                }
+                load += 1;
+            }
+        }
+        for (index, of) in plan.loads.iter().enumerate() {
+            for point in points(of) {
+                let num_requests = point.num_requests(of, plan.seed.unwrap_or(0), load);
+                let empty = "its trace has no request in the time asked for";
+                for engine in order(subjects.len(), round) {
+                    cases.push(Case {
+                        engine,
+                        experiment: point.name.clone(),
+                        cold: false,
+                        round,
+                        shape: point.shape.clone(),
+                        num_requests,
+                        absent: subjects[engine]
+                            .unusable
+                            .clone()
+                            .or_else(|| (num_requests == 0).then(|| empty.to_owned())),
+                        load,
+                        load_plan: Some(index),
+                        search: of.is_search(),
+                        told: Some(point.tell(of)),
                     });
                 }
                 load += 1;

@@ -3,7 +3,11 @@
 
 pub mod expand;
 pub mod experiment;
+pub mod lengths;
+pub mod load;
 pub mod load_shape;
+pub mod load_spec;
+pub mod slo;
 mod wire;
 
 use thiserror::Error;
@@ -13,7 +17,10 @@ use crate::engine::spec::SpecError;
 
 pub use expand::{Case, Subject, expand};
 pub use experiment::Experiment;
+pub use lengths::Lengths;
+pub use load::{LoadPlan, Pace};
 pub use load_shape::LoadShape;
+pub use slo::Slo;
 
 /// The question that the original study asked.
 pub const STUDY_QUESTION: &str = "why is the sky blue?";
@@ -36,6 +43,8 @@ pub struct Plan {
     pub engines: Vec<EngineSpec>,
     /// Experiments, in order.
     pub experiments: Vec<Experiment>,
+    /// Loads beside them, in order.
+    pub loads: Vec<LoadPlan>,
     /// Repetitions of every case, interleaved between the engines.
     pub rounds: u32,
     /// Requests in a case; `None` is each experiment's own number.
@@ -78,6 +87,7 @@ impl Default for Plan {
             model: crate::catalog::card::DEFAULT_MODEL.to_owned(),
             engines: Vec::new(),
             experiments: Experiment::ALL.to_vec(),
+            loads: Vec::new(),
             rounds: 1,
             requests: None,
             concurrency: 10,
@@ -110,6 +120,14 @@ pub enum PlanError {
     /// Two engines with one name.
     #[error("two engines are named `{0}`: give one another name, as in NAME:KIND")]
     DuplicateEngine(String),
+    /// A load is wrong.
+    #[error("load `{load}`: {problem}")]
+    Load {
+        /// Its name.
+        load: String,
+        /// The field, what it is and what it may be.
+        problem: String,
+    },
     /// Two ways of saying what is asked.
     #[error("a plan has either `prompt` or `prompt_tokens`, not both")]
     TwoPrompts,
@@ -172,8 +190,19 @@ impl Plan {
             let expected = "1 to 60 of a-z, A-Z, 0-9, `-`, `_` and `.`";
             return Err(out_of_range("name", &format!("`{}`", self.name), expected));
         }
-        if self.experiments.is_empty() {
-            return Err(out_of_range("experiments", "empty", "at least one"));
+        if self.experiments.is_empty() && self.loads.is_empty() {
+            return Err(out_of_range("experiments", "empty", "at least one, or a load"));
+        }
+        for (index, load) in self.loads.iter().enumerate() {
+            let taken = self.loads[..index].iter().any(|other| other.name == load.name)
+                || self.experiments.iter().any(|experiment| experiment.as_str() == load.name);
+            if taken {
+                let problem = "another load or experiment has its name: give it another";
+                return Err(PlanError::Load {
+                    load: load.name.clone(),
+                    problem: problem.to_owned(),
+                });
+            }
         }
         for (index, spec) in self.engines.iter().enumerate() {
             if self.engines[..index].iter().any(|other| other.name == spec.name) {

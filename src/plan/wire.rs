@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Plan, PlanError, PromptPlan};
+use super::load_spec::LoadSpec;
+use super::{LoadPlan, Plan, PlanError, PromptPlan};
 use crate::engine::{EngineKind, EngineSpec};
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -27,6 +28,8 @@ struct WirePlan {
     load_format: Option<WireLoadFormat>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     engine: Vec<WireEngine>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    load: Vec<LoadSpec>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
@@ -67,8 +70,11 @@ pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
     };
     let experiments = match wire.experiments {
         Some(names) => names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?,
+        // Loads are run alone unless experiments are asked for beside them.
+        None if !wire.load.is_empty() => Vec::new(),
         None => default.experiments,
     };
+    let loads = wire.load.into_iter().map(LoadPlan::new).collect::<Result<_, _>>()?;
     let engines = wire.engine.into_iter().map(engine).collect::<Result<_, _>>()?;
     let plan = Plan {
         name: wire.name.unwrap_or(default.name),
@@ -76,6 +82,7 @@ pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
         model: wire.model.unwrap_or(default.model),
         engines,
         experiments,
+        loads,
         rounds: wire.rounds.unwrap_or(default.rounds),
         requests: wire.requests,
         concurrency: wire.concurrency.unwrap_or(default.concurrency),
@@ -117,6 +124,7 @@ pub(super) fn render(plan: &Plan) -> String {
             WireLoadFormat::Auto
         }),
         engine: plan.engines.iter().map(wire_engine).collect(),
+        load: plan.loads.iter().map(|load| load.spec.clone()).collect(),
     };
     // Every value above is a string, a number or a table: TOML can hold all of them.
     toml::to_string(&wire).unwrap_or_default()
@@ -189,5 +197,54 @@ mod tests {
         assert!(message("[[engine]]\nkind = 'sglang'").contains("sglang"));
         assert!(message("[[engine]]\nkind='vllm'\n[[engine]]\nkind='vllm'").contains("NAME:KIND"));
         assert!(!message("concurency = 3").contains('\n'));
+    }
+
+    #[test]
+    fn loads_survive_their_own_toml_and_stand_alone_unless_asked_otherwise() {
+        let text = "[[load]]\nrate = 4\nduration_s = 30\nslo = 'ttft_p90<500ms'\n\
+                    [[load]]\nname = 'sweep'\nsweep = [1, 2.5]\nprompt_tokens = 'uniform:8-64'\n";
+        let plan = Plan::from_toml(text).unwrap();
+        assert_eq!((plan.experiments.len(), plan.loads.len()), (0, 2));
+        assert_eq!(plan.loads[0].name, "poisson");
+        assert_eq!(Plan::from_toml(&plan.to_toml()), Ok(plan));
+        let both = Plan::from_toml(&format!("experiments = ['concurrent-warm']\n{text}")).unwrap();
+        assert_eq!((both.experiments.len(), both.loads.len()), (1, 2));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_load_is_named() {
+        let message = |fields: &str| {
+            let text = format!("[[load]]\nname = 'peak'\n{fields}");
+            Plan::from_toml(&text).unwrap_err().to_string()
+        };
+        for (fields, expected) in [
+            ("", "load `peak`: it has no `rate`"),
+            ("rate = 0", "`rate` is 0: expected 0.001 to"),
+            ("rate = -3", "`rate` is -3"),
+            ("rate = inf", "`rate` is inf"),
+            ("rates = 3", "rates"),
+            ("rate = 1\narrival = 'weibull'", "`arrival` is `weibull`: expected constant"),
+            ("rate = 1\nburstiness = 2.0", "`burstiness` means nothing to arrivals that are not"),
+            ("rate = 1\narrival = 'gamma'\nburstiness = 0", "`burstiness` is 0: expected"),
+            ("rate = 1\nramp_to = 3\nrequests = 9", "a ramp needs `ramp_s`"),
+            ("sweep = []", "`sweep` has 0 rates"),
+            ("sweep = [1, 1]", "`sweep` has the rate 1 twice"),
+            ("sweep = 'fast'", "`sweep` is `fast`: expected auto"),
+            ("sweep = [1, 2]\nrate = 1", "give one"),
+            ("rate = 1000\nduration_s = 3600", "makes 3600000 requests"),
+            ("rate = 1\nslo = 'ttft<5'", "objective `ttft<5` is not understood"),
+            ("rate = 1\nprompt_tokens = 'zipf:1'", "`prompt_tokens`: `zipf:1` is no length"),
+            ("rate = 1\nspeed = 2.0", "`speed` means nothing"),
+            ("arrival = 'trace'", "from `trace`, the path of its file"),
+            ("trace = 'x.jsonl'\nrate = 2", "`rate` means nothing to a trace"),
+            ("trace = 'x.jsonl'\ntrace_format = 'csv'", "expected mooncake, burstgpt or requests"),
+            ("arrival = 'closed'\nrate = 2", "`rate` means nothing to a closed loop"),
+            ("rate = 1\nprefix_groups = 2", "`prefix_groups` needs `prefix_tokens`"),
+            ("rate = 1\nthink_s = 2", "`think_s` needs conversations"),
+        ] {
+            assert!(message(fields).contains(expected), "{fields}: {}", message(fields));
+        }
+        let twice = "[[load]]\nrate = 1\n[[load]]\nrate = 2\n";
+        assert!(Plan::from_toml(twice).unwrap_err().to_string().contains("has its name"));
     }
 }

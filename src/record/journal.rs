@@ -47,6 +47,13 @@ pub enum JournalEvent {
         /// Why.
         message: String,
     },
+    /// A case was left out as the run went.
+    CaseSkipped {
+        /// The case.
+        case: u32,
+        /// Why.
+        reason: String,
+    },
     /// A phase between a cold engine in this process and its first token;
     /// `at_ns` is its beginning.
     LoadPhase {

@@ -47,7 +47,7 @@ pub struct EngineRecord {
 }
 
 /// One case: an engine under one load.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CaseRecord {
     /// Name of the engine, as in `engines[].spec.name`.
@@ -65,6 +65,9 @@ pub struct CaseRecord {
     pub cold: bool,
     /// Why it is not measured at all; `None` if it is.
     pub absent: Option<String>,
+    /// The load, where it is none of the four experiments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<super::LoadRecord>,
 }
 
 /// Facts of the machine that measured; absent where they could not be read.

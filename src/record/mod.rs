@@ -3,6 +3,7 @@
 
 pub mod calibration;
 pub mod journal;
+pub mod load;
 pub mod manifest;
 pub mod request;
 pub mod run_dir;
@@ -11,6 +12,7 @@ pub mod writer;
 
 pub use calibration::{CalibrationRecord, TruthRecord};
 pub use journal::{JournalEntry, JournalEvent};
+pub use load::LoadRecord;
 pub use manifest::{CaseRecord, EngineRecord, Machine, Manifest};
 pub use request::{CountSource, EventRecord, Outcome, RequestRecord};
 pub use run_dir::{Recorder, RunData, RunDirError};

@@ -28,6 +28,12 @@ pub struct RequestRecord {
     pub prompt_sha256: String,
     /// When the driver meant to send it.
     pub intended_at_ns: Timestamp,
+    /// `true` where it left late because as many as allowed were in flight.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
+    /// Which turn of its conversation, from 0, where there are conversations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn: Option<u32>,
     /// As its first byte was handed to the socket or queue; absent if nothing was sent.
     pub sent_at_ns: Option<Timestamp>,
     /// Response headers.

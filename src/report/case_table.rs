@@ -210,6 +210,7 @@ fn steady_note(cases: &[&CaseSummary]) -> Option<String> {
     let told: Vec<_> = cases
         .iter()
         .filter(|case| case.concurrency > 1 && case.num_ok > 0)
+        .filter(|case| case.under_load.open_loop.is_none())
         .map(|case| match (case.steady_output_tokens_per_s, &case.steady_absent) {
             (Some(rate), _) => format!("{} {}", case.engine, format_significant(rate)),
             (None, reason) => {

@@ -63,14 +63,22 @@ pub fn render(summary: &Summary, out: &mut impl Write) -> fmt::Result {
     out.write_str(&String::from_utf8(bytes).map_err(|_| fmt::Error)?)
 }
 
-fn distributions(case: &CaseSummary) -> [(&'static str, &'static str, &Distribution); 5] {
-    [
+fn distributions(case: &CaseSummary) -> Vec<(&'static str, &'static str, &Distribution)> {
+    let load = &case.under_load;
+    let of_load = [
+        ("ttft_from_intended", load.ttft_from_intended_ms.as_ref()),
+        ("e2el_from_intended", load.e2el_from_intended_ms.as_ref()),
+        ("client_delay", load.client_delay_ms.as_ref()),
+    ];
+    let all = [
         ("ttft", "ms", &case.ttft_ms),
         ("tpot", "ms", &case.tpot_ms),
         ("itl", "ms", &case.itl_ms),
         ("e2el", "ms", &case.e2el_ms),
         ("decode_tokens_per_s", "1/s", &case.decode_tokens_per_s),
-    ]
+    ];
+    let of_load = of_load.into_iter().filter_map(|(name, of)| Some((name, "ms", of?)));
+    all.into_iter().chain(of_load).collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "request counts are far below 2^52")]
@@ -90,6 +98,20 @@ fn values(case: &CaseSummary) -> Vec<(String, &'static str, Option<f64>)> {
     ]
     .map(|(metric, unit, value)| (metric.to_owned(), unit, value))
     .into();
+    if let Some(open) = &case.under_load.open_loop {
+        for (metric, unit, value) in [
+            ("offered_per_s", "1/s", open.offered_per_s),
+            ("achieved_per_s", "1/s", open.achieved_per_s),
+            ("peak_in_flight", "1", Some(open.peak_in_flight as f64)),
+            ("held", "1", Some(open.num_held as f64)),
+        ] {
+            values.push((metric.to_owned(), unit, value));
+        }
+    }
+    if let Some(goodput) = &case.under_load.goodput {
+        values.push(("goodput_per_s".to_owned(), "1/s", goodput.per_s));
+        values.push(("goodput_share".to_owned(), "1", Some(goodput.share)));
+    }
     for (class, count) in &case.errors {
         values.push((format!("errors_{class}"), "1", Some(*count as f64)));
     }

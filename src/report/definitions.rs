@@ -2,7 +2,7 @@
 //! form, with what other tools do, is `docs/METRICS.md`.
 
 /// Term and meaning, in the order of reading.
-pub const DEFINITIONS: [(&str, &str); 13] = [
+pub const DEFINITIONS: [(&str, &str); 15] = [
     (
         "TTFT",
         "time to first token: from the first byte sent to the first event with generated text, \
@@ -51,6 +51,16 @@ pub const DEFINITIONS: [(&str, &str); 13] = [
         "cold",
         "TTFT of the first request that met the engine without loaded weights. Loading is part of \
          it; the time to make the engine cold is not.",
+    ),
+    (
+        "from the intended instant",
+        "TTFT and E2EL counted from when a request was to be sent, whether or not the client was \
+         late: what a user who arrives then would wait.",
+    ),
+    (
+        "kept up",
+        "completions were at least 95 % of arrivals, ramp and drain left out. Goodput counts only \
+         requests that met every objective, and failed ones meet none.",
     ),
     (
         "sent within",

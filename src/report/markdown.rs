@@ -39,6 +39,13 @@ pub fn render(view: &View<'_>, out: &mut impl Write) -> fmt::Result {
             writeln!(out, "* {}: **{value}**; {}", verdict.metric, escape(&verdict.sentence))?;
         }
     }
+    if !view.capacity.is_empty() {
+        writeln!(out, "\n## Capacity")?;
+    }
+    for sweep in &view.capacity {
+        writeln!(out, "\n{}.\n", escape(&sweep.caption))?;
+        table(out, sweep)?;
+    }
     if !view.http_cost.is_empty() {
         writeln!(out, "\n## The cost of HTTP")?;
     }

@@ -7,6 +7,7 @@ pub mod csv;
 pub mod definitions;
 pub mod html;
 pub mod inside;
+pub mod load_table;
 pub mod markdown;
 pub mod matrix;
 pub mod misreading;

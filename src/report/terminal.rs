@@ -56,6 +56,12 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
             paragraph(out, "→ ", &text, width)?;
         }
     }
+    for sweep in &view.capacity {
+        writeln!(out)?;
+        writeln!(out, "{}", ink.strong(&rule("capacity", "", width)))?;
+        paragraph(out, "", &sweep.caption, width)?;
+        left_out.extend(table(out, sweep, ink, width)?);
+    }
     for cost in &view.http_cost {
         writeln!(out)?;
         writeln!(out, "{}", ink.strong(&rule("the cost of HTTP", "", width)))?;

@@ -10,6 +10,7 @@ use crate::stats::warnings::Warning;
 use crate::units::format_bytes;
 
 use super::case_table::case_table;
+use super::load_table;
 use super::matrix::matrices;
 use super::numbers::write_difference;
 use super::prose::list;
@@ -29,6 +30,8 @@ pub struct View<'a> {
     pub experiments: Vec<Experiment<'a>>,
     /// One table a pair of engines.
     pub http_cost: Vec<Table>,
+    /// One table a sweep over rates.
+    pub capacity: Vec<Table>,
     /// What engines in this process told of themselves.
     pub inside: Vec<Table>,
     /// Cases that were not measured.
@@ -75,6 +78,7 @@ impl<'a> View<'a> {
             engines: engines(run),
             experiments: experiments(run, summary),
             http_cost: http_cost(&summary.http_cost),
+            capacity: load_table::capacity_tables(&summary.capacity),
             inside: super::inside::tables(&summary.inside),
             absent: absent(summary),
             warnings: &summary.warnings,
@@ -219,12 +223,19 @@ fn experiments<'a>(run: &'a RunData, summary: &'a Summary) -> Vec<Experiment<'a>
         }
     }
     for experiment in &mut experiments {
-        experiment.load = load(experiment);
+        experiment.load = match load_table::pace(run, &experiment.cases) {
+            Some(pace) => {
+                experiment.description = load_table::DESCRIPTION;
+                pace
+            }
+            None => load(experiment),
+        };
         experiment.tables = if experiment.is_sweep() {
             matrices(run, &experiment.cases)
         } else {
             vec![case_table(run, &experiment.cases)]
         };
+        experiment.tables.extend(load_table::load_table(run, &experiment.cases));
         let widest = experiment.widest();
         let widest: Vec<_> =
             experiment.cases.iter().copied().filter(|case| case.concurrency == widest).collect();

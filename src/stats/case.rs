@@ -9,7 +9,7 @@ use crate::units;
 use super::distribution::{distribution, mean};
 use super::staircase::{self, Stream};
 use super::summary::CaseSummary;
-use super::{latency, throughput};
+use super::{latency, open_loop, throughput};
 
 /// A case with its measured requests in order of their index; warm-up left out.
 #[derive(Debug, Clone)]
@@ -77,8 +77,18 @@ pub fn failure(case: u32, journal: &[JournalEntry]) -> Option<&str> {
         JournalEvent::CaseFailed { case: failed, message } if *failed == case => {
             Some(message.as_str())
         }
+        JournalEvent::CaseSkipped { case: skipped, reason } if *skipped == case => {
+            Some(reason.as_str())
+        }
         _ => None,
     })
+}
+
+/// Whether a case was left out as the run went.
+#[must_use]
+pub fn was_skipped(case: u32, journal: &[JournalEntry]) -> bool {
+    let skips = |event: &JournalEvent| matches!(event, JournalEvent::CaseSkipped { case: skipped, .. } if *skipped == case);
+    journal.iter().any(|entry| skips(&entry.event))
 }
 
 /// Derives a case's numbers.
@@ -98,7 +108,12 @@ pub fn summarise(group: &CaseRequests<'_>, journal: &[JournalEntry]) -> CaseSumm
     let tpot = values(latency::tpot_ms);
     let decode = tpot.iter().map(|ms| 1e3 / ms).collect();
     let itl = completed.iter().flat_map(|request| latency::itl_ms(request)).collect();
-    let steady = throughput::steady_tokens_per_s(&group.requests, record.concurrency);
+    let is_open = record.load.as_ref().is_some_and(crate::record::LoadRecord::is_open);
+    let steady = if is_open {
+        Err("in an open loop no number of streams is meant to generate at once".to_owned())
+    } else {
+        throughput::steady_tokens_per_s(&group.requests, record.concurrency)
+    };
     let burst = group.opening_burst();
     CaseSummary {
         case: group.case,
@@ -119,12 +134,17 @@ pub fn summarise(group: &CaseRequests<'_>, journal: &[JournalEntry]) -> CaseSumm
         steady_absent: steady.as_ref().err().cloned(),
         steady_output_tokens_per_s: steady.ok(),
         requests_per_s: throughput::requests_per_s(&group.requests),
-        send_spread_us: if record.concurrency > 1 { send_spread_us(&burst) } else { None },
+        send_spread_us: if record.concurrency > 1 && !is_open {
+            send_spread_us(&burst)
+        } else {
+            None
+        },
         tokens_per_event: tokens_per_event(&completed),
         mean_prompt_tokens: mean_count(&completed, |request| request.num_prompt_tokens),
         mean_output_tokens: mean_count(&completed, |request| request.num_output_tokens),
         client_cpu_share: client_cpu_share(group.case, journal),
         staircase: staircase::detect(&streams(&burst)),
+        under_load: open_loop::summarise(record, &group.requests),
     }
 }
 
@@ -225,6 +245,8 @@ pub(crate) mod tests {
             max_tokens: 64,
             prompt_sha256: format!("{index:064x}"),
             intended_at_ns: Timestamp::from_nanos(0),
+            held: false,
+            turn: None,
             sent_at_ns: Some(Timestamp::from_nanos(sent_ms * MS)),
             headers_ns: None,
             first_byte_ns: None,
@@ -263,6 +285,7 @@ pub(crate) mod tests {
             num_requests: concurrency,
             cold: experiment.ends_with("cold"),
             absent: None,
+            load: None,
         }
     }
 

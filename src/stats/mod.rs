@@ -1,14 +1,17 @@
 //! From raw lines to numbers. Pure: reads no clock, touches no file. Each
 //! formula is a small file; `docs/METRICS.md` states them in words.
 
+pub mod capacity;
 pub mod case;
 pub mod checks;
 pub mod client_error;
 pub mod distribution;
+pub mod goodput;
 pub mod http_cost;
 pub mod inside;
 pub mod latency;
 pub mod misreading;
+pub mod open_loop;
 pub mod order_statistics;
 pub mod staircase;
 pub mod summary;
@@ -32,12 +35,21 @@ pub fn summarise(run: &RunData) -> Summary {
     let mut absent = Vec::new();
     for group in &grouped {
         if let Some(reason) = case::absence(group, run) {
-            absent.push(AbsentCase {
+            // Rates that a search left out are one entry, under the name of the load.
+            let load = group.record.load.as_ref();
+            let search = load.filter(|_| case::was_skipped(group.case, &run.journal));
+            let case = AbsentCase {
                 engine: group.record.engine.clone(),
-                experiment: group.record.experiment.clone(),
+                experiment: search.map_or(&group.record.experiment, |load| &load.name).clone(),
                 concurrency: group.record.concurrency,
                 reason,
-            });
+            };
+            let same = |known: &AbsentCase| {
+                (&known.engine, &known.experiment) == (&case.engine, &case.experiment)
+            };
+            if search.is_none() || !absent.iter().any(same) {
+                absent.push(case);
+            }
         } else {
             cases.push(case::summarise(group, &run.journal));
         }
@@ -45,6 +57,7 @@ pub fn summarise(run: &RunData) -> Summary {
     let inside = inside::summarise(run, &grouped);
     let http_cost = http_cost::pair(&run.manifest.engines, &cases);
     let client_error = client_error::find(run);
+    let capacity = capacity::capacities(&cases);
     let warnings = checks::find(run, &grouped, &cases, client_error.as_ref(), complete);
     Summary {
         schema_version: SCHEMA_VERSION,
@@ -55,6 +68,7 @@ pub fn summarise(run: &RunData) -> Summary {
         cases,
         absent,
         http_cost,
+        capacity,
         inside,
         client_error,
         warnings,

@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::ErrorClass;
 
+use super::capacity::Capacity;
 use super::client_error::ClientErrors;
 use super::inside::Inside;
+use super::open_loop::LoadSummary;
 use super::warnings::Warning;
 
 /// Everything derived from one run.
@@ -30,6 +32,9 @@ pub struct Summary {
     pub absent: Vec<AbsentCase>,
     /// What HTTP adds: the embedded engine over HTTP against itself in process.
     pub http_cost: Vec<HttpCost>,
+    /// Sweeps over rates, one an engine and load.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capacity: Vec<Capacity>,
     /// What engines in this process told of themselves.
     #[serde(default)]
     pub inside: Vec<Inside>,
@@ -93,6 +98,9 @@ pub struct CaseSummary {
     pub client_cpu_share: Option<f64>,
     /// The queueing staircase, where TTFT shows one: parallel slots and time per generation.
     pub staircase: Option<Staircase>,
+    /// What a load beside the four experiments adds.
+    #[serde(flatten)]
+    pub under_load: LoadSummary,
 }
 
 /// A set of values with its size and how sure we are.

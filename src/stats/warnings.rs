@@ -52,6 +52,10 @@ pub enum WarningClass {
     BusyMachine,
     /// The client used most of its processor.
     ClientSaturated,
+    /// Requests of an open loop left later than they were to.
+    LateArrivals,
+    /// Requests of an open loop waited here, as many as allowed being in flight.
+    InFlightBound,
     /// The run did not reach its end.
     Incomplete,
 }

@@ -2,6 +2,11 @@
 //! same for every engine and distinct from each other unless the plan wants
 //! them equal. Knows no engine and sends nothing.
 
+mod lengths;
+mod schedule;
+pub mod source;
+mod synthetic;
+
 use rand::Rng;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -9,8 +14,10 @@ use sha2::{Digest, Sha256};
 
 use crate::engine::{GenerateRequest, Prompt, Sampling};
 use crate::infer::{InferError, Tokenizer};
-use crate::plan::{Plan, PromptPlan};
+use crate::plan::{LoadPlan, Plan, PromptPlan};
 use crate::units;
+
+pub use schedule::Scheduled;
 
 /// Warm-up prompts come from a load that no case has, so that no measured
 /// prompt was seen before.
@@ -25,6 +32,7 @@ pub struct Workload {
     ignore_eos: bool,
     seed: u64,
     tokenizer: Option<Tokenizer>,
+    loads: Vec<LoadPlan>,
 }
 
 impl Workload {
@@ -41,14 +49,20 @@ impl Workload {
             ignore_eos: !plan.stop_at_eos,
             seed,
             tokenizer,
+            loads: plan.loads.clone(),
         }
     }
 
     /// Whether prompts have exactly the asked-for number of tokens under the
     /// model's own tokenizer. Questions have no asked-for number.
     #[must_use]
-    pub const fn is_token_exact(&self) -> bool {
-        matches!(self.prompt, PromptPlan::Question(_)) || self.tokenizer.is_some()
+    pub fn is_token_exact(&self) -> bool {
+        let counted = |load: &LoadPlan| {
+            let content = &load.content;
+            content.prompt_tokens.is_some() || load.is_trace()
+        };
+        let asked = matches!(self.prompt, PromptPlan::Synthetic { .. });
+        self.tokenizer.is_some() || !(asked || self.loads.iter().any(counted))
     }
 
     /// Asked-for prompt length, where the prompts are synthetic.
@@ -65,7 +79,7 @@ impl Workload {
     /// # Errors
     /// When the tokenizer cannot make a prompt of the asked-for length.
     pub fn request(&self, load: u32, index: u32) -> Result<GenerateRequest, InferError> {
-        let number = if self.same_prompt { 0 } else { (u64::from(load) << 32) | u64::from(index) };
+        let number = self.number(load, index);
         let prompt = match &self.prompt {
             PromptPlan::Question(text) if self.same_prompt => Prompt::Chat(text.clone()),
             // The tag comes first: what follows an equal beginning could come from a prefix cache.
@@ -73,25 +87,31 @@ impl Workload {
                 let tag: u32 = self.generator(number).random();
                 Prompt::Chat(format!("[{tag:08x}] {text}"))
             }
-            PromptPlan::Synthetic { num_tokens } => match &self.tokenizer {
-                Some(tokenizer) => {
-                    let (ids, text) =
-                        tokenizer.exact_prompt(*num_tokens as usize, self.seed, number)?;
-                    Prompt::Tokens { ids, text }
-                }
-                None => Prompt::Raw(self.words(*num_tokens, number)),
-            },
+            PromptPlan::Synthetic { num_tokens } => self.synthetic(*num_tokens, number)?,
         };
-        Ok(GenerateRequest {
+        Ok(self.generate(prompt, self.max_tokens))
+    }
+
+    /// Which prompt is request `index` of load `load`. The highest two bits are
+    /// never set: those numbers are of other draws.
+    fn number(&self, load: u32, index: u32) -> u64 {
+        if self.same_prompt {
+            return 0;
+        }
+        ((u64::from(load) << 32) | u64::from(index)) & !(3 << 62)
+    }
+
+    fn generate(&self, prompt: Prompt, max_tokens: u32) -> GenerateRequest {
+        GenerateRequest {
             prompt,
-            max_tokens: self.max_tokens,
+            max_tokens,
             sampling: Sampling {
                 temperature: self.temperature,
                 seed: self.seed,
                 ..Sampling::default()
             },
             ignore_eos: self.ignore_eos,
-        })
+        }
     }
 
     /// Warm-up request `index`: short, and with a prompt that is never measured.
@@ -108,30 +128,27 @@ impl Workload {
         generator.set_stream(number);
         generator
     }
-
-    /// About one token a word in every common vocabulary.
-    fn words(&self, num_words: u32, number: u64) -> String {
-        const WORDS: [&str; 16] = [
-            "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child",
-            "world", "school", "state", "family", "group", "country",
-        ];
-        let mut generator = self.generator(number);
-        let mut text = String::new();
-        for _ in 0..num_words {
-            text.push(' ');
-            text.push_str(WORDS[generator.random_range(0..WORDS.len())]);
-        }
-        text
-    }
 }
 
 /// SHA-256 in hex of a prompt as it is sent.
 #[must_use]
 pub fn prompt_sha256(prompt: &Prompt) -> String {
-    let text = match prompt {
-        Prompt::Chat(text) | Prompt::Raw(text) | Prompt::Tokens { text, .. } => text,
-    };
-    sha256_hex(text.as_bytes())
+    match prompt {
+        Prompt::Chat(text) | Prompt::Raw(text) | Prompt::Tokens { text, .. } => {
+            sha256_hex(text.as_bytes())
+        }
+        Prompt::Dialogue(messages) => {
+            let mut bytes = Vec::new();
+            for message in messages {
+                // No text holds these bytes, so that no two conversations look alike.
+                bytes.extend_from_slice(message.role.as_str().as_bytes());
+                bytes.push(0xff);
+                bytes.extend_from_slice(message.content.as_bytes());
+                bytes.push(0xff);
+            }
+            sha256_hex(&bytes)
+        }
+    }
 }
 
 /// SHA-256 in hex.

@@ -12,6 +12,7 @@ mod contract;
 mod cuda;
 mod engine;
 mod golden;
+mod loads;
 mod metamorphic;
 mod models;
 mod peers;

@@ -40,7 +40,7 @@ pub(super) struct Ollama {
 struct Body<'a> {
     model: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    messages: Option<[Message<'a>; 1]>,
+    messages: Option<Vec<Message<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt: Option<&'a str>,
     /// No template, no system prompt.
@@ -102,7 +102,11 @@ impl Ollama {
 
     fn body<'a>(&self, request: &'a GenerateRequest, model: &'a str) -> (&'static str, Body<'a>) {
         let (route, messages, prompt) = match &request.prompt {
-            Prompt::Chat(content) => ("/api/chat", Some([Message { role: "user", content }]), None),
+            Prompt::Chat(_) | Prompt::Dialogue(_) => {
+                let messages = request.prompt.messages().unwrap_or_default();
+                let message = |(role, content)| Message { role, content };
+                ("/api/chat", Some(messages.into_iter().map(message).collect()), None)
+            }
             Prompt::Raw(text) | Prompt::Tokens { text, .. } => {
                 ("/api/generate", None, Some(text.as_str()))
             }

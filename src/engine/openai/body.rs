@@ -39,7 +39,7 @@ pub(super) struct Body<'a> {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Input<'a> {
-    Chat { messages: [Message<'a>; 1] },
+    Chat { messages: Vec<Message<'a>> },
     Text { prompt: &'a str },
     Ids { prompt: &'a [u32] },
 }
@@ -65,8 +65,10 @@ pub(super) fn write<'a>(
     flavor: Flavor,
 ) -> (&'static str, Body<'a>) {
     let (route, input) = match &request.prompt {
-        Prompt::Chat(content) => {
-            ("/v1/chat/completions", Input::Chat { messages: [Message { role: "user", content }] })
+        Prompt::Chat(_) | Prompt::Dialogue(_) => {
+            let messages = request.prompt.messages().unwrap_or_default();
+            let messages = messages.into_iter().map(|(role, content)| Message { role, content });
+            ("/v1/chat/completions", Input::Chat { messages: messages.collect() })
         }
         Prompt::Raw(prompt) => ("/v1/completions", Input::Text { prompt }),
         Prompt::Tokens { ids, .. } if takes_ids(flavor) => {
@@ -162,5 +164,15 @@ mod tests {
         let (route, body) = written(&request(Prompt::Chat("hi".to_owned())), Flavor::Other);
         assert_eq!(route, "/v1/chat/completions");
         assert_eq!(body["messages"], json!([{"role": "user", "content": "hi"}]));
+        let message =
+            |role, content: &str| crate::engine::Message { role, content: content.to_owned() };
+        let turns = vec![
+            message(crate::engine::Role::User, "hi"),
+            message(crate::engine::Role::Assistant, "hello"),
+            message(crate::engine::Role::User, "more"),
+        ];
+        let (_, body) = written(&request(Prompt::Dialogue(turns)), Flavor::Other);
+        assert_eq!(body["messages"][1], json!({"role": "assistant", "content": "hello"}));
+        assert_eq!(body["messages"][2], json!({"role": "user", "content": "more"}));
     }
 }

@@ -3,11 +3,13 @@
 //! in the style sheet, so that light and dark are the reader's choice.
 
 mod axis;
+mod capacity;
 mod charts;
 mod closing;
 mod escape;
 mod experiment;
 mod over_concurrency;
+mod over_rate;
 mod policy;
 mod strip;
 mod summary;
@@ -63,6 +65,7 @@ pub fn render(run: &RunData, summary: &Summary, out: &mut impl Write) -> fmt::Re
     for (i, experiment) in page.view.experiments.iter().enumerate() {
         experiment::section(&page, i, experiment, out)?;
     }
+    capacity::section(&page, out)?;
     closing::http_cost(&page, out)?;
     closing::inside(&page, out)?;
     closing::engines(&page, out)?;
@@ -103,6 +106,9 @@ fn header(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     )?;
     for (i, experiment) in page.view.experiments.iter().enumerate() {
         writeln!(out, "<li><a href=\"#e{i}\">{}</a></li>", escape(experiment.name))?;
+    }
+    if !page.view.capacity.is_empty() {
+        out.write_str("<li><a href=\"#capacity\">Capacity</a></li>\n")?;
     }
     if !page.view.http_cost.is_empty() {
         out.write_str("<li><a href=\"#http-cost\">Cost of HTTP</a></li>\n")?;

@@ -1,6 +1,7 @@
 //! Finds what a reader must know before believing the numbers. Each check is a
 //! pure function of the run; wording lives beside the finding, rendering elsewhere.
 
+mod arrivals;
 mod client;
 mod fairness;
 mod gpu;
@@ -46,6 +47,8 @@ pub fn find(
         warnings.extend(measurement::send_spread(&facts, engine));
         warnings.extend(client::saturated(&facts, client_error, engine));
         warnings.extend(client::processor(&facts, engine));
+        warnings.extend(arrivals::late(&facts, engine));
+        warnings.extend(arrivals::held(&facts, engine));
     }
     warnings
 }

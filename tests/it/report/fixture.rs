@@ -119,6 +119,7 @@ pub fn run() -> RunData {
                     },
                     cold,
                     absent,
+                    load: None,
                 });
             }
         }
@@ -430,6 +431,8 @@ impl Simulation {
             max_tokens: MAX_TOKENS,
             prompt_sha256: format!("{index:064x}"),
             intended_at_ns: Timestamp::from_nanos(self.now),
+            held: false,
+            turn: None,
             sent_at_ns: Some(Timestamp::from_nanos(sent)),
             headers_ns: Some(first_byte),
             first_byte_ns: Some(first_byte),
