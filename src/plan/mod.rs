@@ -1,10 +1,14 @@
 //! What to measure: a validated plan and the cases it expands to. Reads no
 //! clock and starts nothing; how a plan is spelled in TOML stays in `wire`.
 
+pub mod command_line;
 pub mod expand;
 pub mod experiment;
+pub mod lifecycle;
 pub mod load_shape;
 mod wire;
+
+use std::collections::BTreeMap;
 
 use thiserror::Error;
 
@@ -13,6 +17,7 @@ use crate::engine::spec::SpecError;
 
 pub use expand::{Case, Subject, expand};
 pub use experiment::Experiment;
+pub use lifecycle::{Cold, LifecyclePlan, Residency};
 pub use load_shape::LoadShape;
 
 /// The question that the original study asked.
@@ -56,6 +61,10 @@ pub struct Plan {
     pub seed: Option<u64>,
     /// Seeded weights of the model card's shapes instead of real ones, for the embedded engine.
     pub dummy_weights: bool,
+    /// How engines are started and stopped, by their names; the others run already or in this process.
+    pub lifecycles: BTreeMap<String, LifecyclePlan>,
+    /// Whether engines may hold memory at once; see [`Plan::residency`] for what `None` means.
+    pub resident: Option<Residency>,
 }
 
 /// What is asked of the engines.
@@ -88,6 +97,8 @@ impl Default for Plan {
             stop_at_eos: false,
             seed: None,
             dummy_weights: false,
+            lifecycles: BTreeMap::new(),
+            resident: None,
         }
     }
 }
@@ -110,6 +121,9 @@ pub enum PlanError {
     /// Two engines with one name.
     #[error("two engines are named `{0}`: give one another name, as in NAME:KIND")]
     DuplicateEngine(String),
+    /// A lifecycle is wrong.
+    #[error(transparent)]
+    Lifecycle(#[from] lifecycle::LifecycleError),
     /// Two ways of saying what is asked.
     #[error("a plan has either `prompt` or `prompt_tokens`, not both")]
     TwoPrompts,
@@ -180,7 +194,28 @@ impl Plan {
                 return Err(PlanError::DuplicateEngine(spec.name.clone()));
             }
         }
+        self.check_lifecycles()
+    }
+
+    fn check_lifecycles(&self) -> Result<(), PlanError> {
+        for (name, lifecycle) in &self.lifecycles {
+            let spec = self.engines.iter().find(|spec| spec.name == *name);
+            let spec = spec.ok_or_else(|| lifecycle::LifecycleError::NoSuchEngine(name.clone()))?;
+            lifecycle.check(spec)?;
+        }
         Ok(())
+    }
+
+    /// Whether engines may hold memory at once. Unless the plan says so, one at
+    /// a time if yardstick starts any of them (it can then keep them apart, and
+    /// an engine that takes 90 % of a GPU leaves no room for a second one), else
+    /// together, as they were found.
+    #[must_use]
+    pub fn residency(&self) -> Residency {
+        self.resident.unwrap_or_else(|| {
+            let managed = |lifecycle: &LifecyclePlan| *lifecycle != LifecyclePlan::External;
+            if self.lifecycles.values().any(managed) { Residency::One } else { Residency::Together }
+        })
     }
 }
 

@@ -1,10 +1,12 @@
 //! A plan as TOML. The types here mirror the file and go nowhere else.
 
+mod lifecycle;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Plan, PlanError, PromptPlan};
+use super::{Plan, PlanError, PromptPlan, Residency};
 use crate::engine::{EngineKind, EngineSpec};
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -25,6 +27,7 @@ struct WirePlan {
     stop_at_eos: Option<bool>,
     seed: Option<u64>,
     load_format: Option<WireLoadFormat>,
+    resident: Option<Residency>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     engine: Vec<WireEngine>,
 }
@@ -44,6 +47,8 @@ struct WireEngine {
     url: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     settings: BTreeMap<String, WireSetting>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lifecycle: Option<lifecycle::WireLifecycle>,
 }
 
 /// Numbers and switches may be written as such; a setting is text inside.
@@ -69,7 +74,16 @@ pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
         Some(names) => names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?,
         None => default.experiments,
     };
-    let engines = wire.engine.into_iter().map(engine).collect::<Result<_, _>>()?;
+    let mut engines = Vec::new();
+    let mut lifecycles = BTreeMap::new();
+    for mut wire in wire.engine {
+        let lifecycle = wire.lifecycle.take();
+        let spec = engine(wire)?;
+        if let Some(lifecycle) = lifecycle {
+            lifecycles.insert(spec.name.clone(), lifecycle::parse(&spec.name, lifecycle)?);
+        }
+        engines.push(spec);
+    }
     let plan = Plan {
         name: wire.name.unwrap_or(default.name),
         analysis: wire.analysis,
@@ -86,6 +100,8 @@ pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
         stop_at_eos: wire.stop_at_eos.unwrap_or(default.stop_at_eos),
         seed: wire.seed,
         dummy_weights: wire.load_format == Some(WireLoadFormat::Dummy),
+        lifecycles,
+        resident: wire.resident,
     };
     plan.check()?;
     Ok(plan)
@@ -116,7 +132,8 @@ pub(super) fn render(plan: &Plan) -> String {
         } else {
             WireLoadFormat::Auto
         }),
-        engine: plan.engines.iter().map(wire_engine).collect(),
+        resident: plan.resident,
+        engine: plan.engines.iter().map(|spec| wire_engine(plan, spec)).collect(),
     };
     // Every value above is a string, a number or a table: TOML can hold all of them.
     toml::to_string(&wire).unwrap_or_default()
@@ -135,7 +152,7 @@ fn engine(wire: WireEngine) -> Result<EngineSpec, PlanError> {
     Ok(EngineSpec::new(wire.name.as_deref(), wire.kind, wire.url.as_deref(), settings)?)
 }
 
-fn wire_engine(spec: &EngineSpec) -> WireEngine {
+fn wire_engine(plan: &Plan, spec: &EngineSpec) -> WireEngine {
     WireEngine {
         name: Some(spec.name.clone()),
         kind: spec.kind,
@@ -145,6 +162,7 @@ fn wire_engine(spec: &EngineSpec) -> WireEngine {
             .iter()
             .map(|(key, value)| (key.clone(), WireSetting::Text(value.clone())))
             .collect(),
+        lifecycle: plan.lifecycles.get(&spec.name).map(lifecycle::render),
     }
 }
 

@@ -5,6 +5,7 @@ pub mod journal;
 pub mod manifest;
 pub mod request;
 pub mod run_dir;
+pub mod start;
 pub mod step;
 pub mod writer;
 
@@ -12,6 +13,7 @@ pub use journal::{JournalEntry, JournalEvent};
 pub use manifest::{CaseRecord, EngineRecord, Machine, Manifest};
 pub use request::{CountSource, EventRecord, Outcome, RequestRecord};
 pub use run_dir::{Recorder, RunData, RunDirError};
+pub use start::{PageCache, StartPhaseKind};
 pub use step::StepRecord;
 pub use writer::{RecordWriter, Stopped};
 
