@@ -11,6 +11,8 @@ mod cuda;
 mod engine;
 mod golden;
 mod metamorphic;
+#[cfg(target_os = "linux")]
+mod lifecycle;
 mod models;
 mod peers;
 mod performance;
