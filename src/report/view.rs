@@ -29,6 +29,8 @@ pub struct View<'a> {
     pub experiments: Vec<Experiment<'a>>,
     /// One table a pair of engines.
     pub http_cost: Vec<Table>,
+    /// Cold starts by phase, where yardstick started engines.
+    pub cold_starts: Vec<Table>,
     /// What engines in this process told of themselves.
     pub inside: Vec<Table>,
     /// Cases that were not measured.
@@ -75,6 +77,7 @@ impl<'a> View<'a> {
             engines: engines(run),
             experiments: experiments(run, summary),
             http_cost: http_cost(&summary.http_cost),
+            cold_starts: super::cold_start::tables(&summary.cold_starts),
             inside: super::inside::tables(&summary.inside),
             absent: absent(summary),
             warnings: &summary.warnings,

@@ -3,6 +3,7 @@
 
 pub mod case;
 pub mod checks;
+pub mod cold_start;
 pub mod distribution;
 pub mod http_cost;
 pub mod inside;
@@ -41,6 +42,7 @@ pub fn summarise(run: &RunData) -> Summary {
         }
     }
     let inside = inside::summarise(run, &grouped);
+    let cold_starts = cold_start::summarise(run, &grouped);
     let http_cost = http_cost::pair(&run.manifest.engines, &cases);
     let warnings = checks::find(run, &grouped, &cases, complete);
     Summary {
@@ -52,6 +54,7 @@ pub fn summarise(run: &RunData) -> Summary {
         cases,
         absent,
         http_cost,
+        cold_starts,
         inside,
         warnings,
     }

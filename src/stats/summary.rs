@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::ErrorClass;
 
+use super::cold_start::ColdStart;
 use super::inside::Inside;
 use super::warnings::Warning;
 
@@ -29,6 +30,9 @@ pub struct Summary {
     pub absent: Vec<AbsentCase>,
     /// What HTTP adds: the embedded engine over HTTP against itself in process.
     pub http_cost: Vec<HttpCost>,
+    /// Cold starts by phase.
+    #[serde(default)]
+    pub cold_starts: Vec<ColdStart>,
     /// What engines in this process told of themselves.
     #[serde(default)]
     pub inside: Vec<Inside>,

@@ -5,6 +5,7 @@
 mod axis;
 mod charts;
 mod closing;
+mod cold_start;
 mod escape;
 mod experiment;
 mod over_concurrency;
@@ -63,6 +64,7 @@ pub fn render(run: &RunData, summary: &Summary, out: &mut impl Write) -> fmt::Re
     for (i, experiment) in page.view.experiments.iter().enumerate() {
         experiment::section(&page, i, experiment, out)?;
     }
+    cold_start::section(&page, out)?;
     closing::http_cost(&page, out)?;
     closing::inside(&page, out)?;
     closing::engines(&page, out)?;
@@ -103,6 +105,9 @@ fn header(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     )?;
     for (i, experiment) in page.view.experiments.iter().enumerate() {
         writeln!(out, "<li><a href=\"#e{i}\">{}</a></li>", escape(experiment.name))?;
+    }
+    if !page.view.cold_starts.is_empty() {
+        out.write_str("<li><a href=\"#cold-starts\">Cold starts</a></li>\n")?;
     }
     if !page.view.http_cost.is_empty() {
         out.write_str("<li><a href=\"#http-cost\">Cost of HTTP</a></li>\n")?;
