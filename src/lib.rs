@@ -6,7 +6,8 @@
 //! [`workload`] to the [`load`] driver; the driver runs them against an
 //! [`engine`]; what happens is written by [`record`]; [`stats`] derives numbers
 //! and [`report`] shows them. [`infer`] is the embedded engine, [`server`] puts
-//! it behind HTTP, [`catalog`] finds its weights.
+//! it behind HTTP, [`catalog`] finds its weights, [`lifecycle`] starts and stops
+//! engines that are processes of their own.
 
 pub mod catalog;
 pub mod cli;
@@ -15,6 +16,7 @@ pub mod engine;
 pub mod experiment;
 pub mod hardware;
 pub mod infer;
+pub mod lifecycle;
 pub mod load;
 pub mod plan;
 pub mod record;

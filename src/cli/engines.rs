@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
 
 use super::progress::DownloadProgress;
 use crate::catalog::{LocateOptions, Located, find_card, locate};
@@ -10,8 +11,9 @@ use crate::clock::Clock;
 use crate::engine::embedded::EmbeddedEngine;
 use crate::engine::{self, Engine, EngineKind, EngineSpec, ModelHint, discover};
 use crate::infer::{Tokenizer, weights};
-use crate::plan::{Plan, Subject};
-use crate::record::EngineRecord;
+use crate::lifecycle::{Keeper, Lifecycles};
+use crate::plan::{Plan, Residency, Subject};
+use crate::record::{EngineRecord, JournalEntry};
 
 /// An engine that the driver's tasks share.
 type SharedEngine = Arc<dyn Engine>;
@@ -19,6 +21,8 @@ type SharedEngine = Arc<dyn Engine>;
 /// The engines of a run, in order, each as it described itself.
 pub struct Contestants {
     contestants: Vec<Contestant>,
+    /// What was started so that engines could describe themselves.
+    pub introduction: Vec<JournalEntry>,
     /// The model's own tokenizer, where its files are on this machine.
     pub tokenizer: Option<Tokenizer>,
 }
@@ -26,6 +30,18 @@ pub struct Contestants {
 struct Contestant {
     record: EngineRecord,
     engine: Option<SharedEngine>,
+    /// Whether it is made cold by being stopped and started.
+    restarts: bool,
+}
+
+/// How the engines of a run come up.
+pub struct Opening<'a> {
+    /// Those that yardstick leads.
+    pub lifecycles: &'a Lifecycles,
+    /// `false` to start nothing, for a look at the cases.
+    pub starts: bool,
+    /// Set when the user asks to stop.
+    pub cancel: &'a CancellationToken,
 }
 
 /// Makes and asks the engines of `plan`: those it names, which must answer, or
@@ -33,23 +49,35 @@ struct Contestant {
 ///
 /// # Errors
 /// When the model cannot be found, or an engine that was named does not answer.
-pub async fn assemble(plan: &Plan, seed: u64, clock: &Clock) -> anyhow::Result<Contestants> {
+pub async fn assemble(
+    plan: &Plan,
+    seed: u64,
+    clock: &Clock,
+    opening: &Opening<'_>,
+) -> anyhow::Result<Contestants> {
     let named = !plan.engines.is_empty();
     let specs = if named { plan.engines.clone() } else { found_here(clock).await? };
     let mut models = Models { plan, seed, located: Vec::new(), tokenizer: None };
     let mut contestants = Vec::new();
+    let mut introduction = Vec::new();
     // External engines first: to learn that one does not answer must not cost a download.
     for external in [true, false] {
         for (order, spec) in specs.iter().enumerate() {
             if (spec.kind != EngineKind::Embedded) == external {
-                contestants.push((order, contestant(spec, named, &mut models, clock).await?));
+                let made = match opening.lifecycles.keeper(order).filter(|_| named) {
+                    Some(keeper) => {
+                        led(spec, keeper, &mut models, clock, opening, &mut introduction).await?
+                    }
+                    None => contestant(spec, named, &mut models, clock).await?,
+                };
+                contestants.push((order, made));
             }
         }
     }
     contestants.sort_by_key(|(order, _)| *order);
     let tokenizer = models.tokenizer();
     let contestants = contestants.into_iter().map(|(_, contestant)| contestant).collect();
-    Ok(Contestants { contestants, tokenizer })
+    Ok(Contestants { contestants, introduction, tokenizer })
 }
 
 async fn found_here(clock: &Clock) -> anyhow::Result<Vec<EngineSpec>> {
@@ -72,7 +100,11 @@ async fn contestant(
     };
     let record = |info, error| EngineRecord { spec: spec.clone(), info, error };
     match engine.describe().await {
-        Ok(info) => Ok(Contestant { record: record(Some(info), None), engine: Some(engine) }),
+        Ok(info) => Ok(Contestant {
+            record: record(Some(info), None),
+            engine: Some(engine),
+            restarts: false,
+        }),
         Err(error) if must_answer => Err(error.into()),
         Err(error) => {
             let message = match &error.hint {
@@ -80,9 +112,37 @@ async fn contestant(
                 None => error.message.clone(),
             };
             super::output::warn(&message);
-            Ok(Contestant { record: record(None, Some(message)), engine: None })
+            let record = record(None, Some(message));
+            Ok(Contestant { record, engine: None, restarts: false })
         }
     }
+}
+
+/// An engine that yardstick leads: started once so that it can say who it is,
+/// and stopped again where others need the room.
+async fn led(
+    spec: &EngineSpec,
+    keeper: &Keeper,
+    models: &mut Models<'_>,
+    clock: &Clock,
+    opening: &Opening<'_>,
+    introduction: &mut Vec<JournalEntry>,
+) -> anyhow::Result<Contestant> {
+    if !opening.starts {
+        let engine: SharedEngine = Arc::from(engine::connect(spec, clock, &models.hint())?);
+        let record = EngineRecord { spec: spec.clone(), info: None, error: None };
+        return Ok(Contestant { record, engine: Some(engine), restarts: true });
+    }
+    if !keeper.is_up() {
+        super::output::note(&format!("starting {}", spec.name));
+        keeper.start(None, false, opening.cancel, |entry| introduction.push(entry)).await?;
+    }
+    let made = contestant(spec, true, models, clock).await?;
+    let alone = models.plan.engines.len() == 1;
+    if opening.lifecycles.residency() == Residency::One && !alone {
+        introduction.extend(keeper.stop().await?);
+    }
+    Ok(Contestant { restarts: true, ..made })
 }
 
 impl Contestants {
@@ -95,10 +155,23 @@ impl Contestants {
             Subject {
                 name: record.spec.name.clone(),
                 unusable: record.error.clone(),
-                no_cold: cold.and_then(|cold| cold.reason()).map(str::to_owned),
+                no_cold: cold
+                    .and_then(|cold| cold.reason())
+                    .filter(|_| !contestant.restarts)
+                    .map(str::to_owned),
             }
         };
         self.contestants.iter().map(subject).collect()
+    }
+
+    /// Whether each can be made to give its memory back without being stopped.
+    #[must_use]
+    pub fn unloadable(&self) -> Vec<bool> {
+        let yes = |it: &Contestant| {
+            let info = it.record.info.as_ref();
+            info.is_some_and(|info| info.capabilities.cold.reason().is_none())
+        };
+        self.contestants.iter().map(yes).collect()
     }
 
     /// As the manifest keeps them.

@@ -15,6 +15,7 @@ pub mod progress;
 pub mod report;
 pub mod run;
 pub mod serve;
+pub mod supervise;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -69,6 +70,10 @@ enum Verb {
     Calibrate(calibrate::Calibrate),
     Doctor(doctor::Doctor),
     List(list::List),
+    #[command(hide = true)]
+    Supervise(supervise::Supervise),
+    #[command(hide = true)]
+    SuperviseExec(supervise::SuperviseExec),
 }
 
 /// Parses the arguments, runs the verb, and turns what happened into an exit code.
@@ -110,6 +115,8 @@ impl Verb {
             Self::Calibrate(verb) => verb.execute(global),
             Self::Doctor(verb) => verb.execute(global),
             Self::List(verb) => verb.execute(global),
+            Self::Supervise(verb) => verb.execute(global),
+            Self::SuperviseExec(verb) => verb.execute(global),
         }
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::engines::{self, Contestants};
+use super::engines::{self, Contestants, Opening};
 use super::load_args::LoadArgs;
 use super::output;
 use super::progress::RunProgress;
@@ -16,9 +16,13 @@ use crate::clock::Clock;
 use crate::engine::EngineSpec;
 use crate::experiment::{Ended, Session, run_cases};
 use crate::hardware;
+use crate::lifecycle::{Lifecycles, process::this_program};
+use crate::plan::lifecycle::parse_start;
 use crate::plan::{Case, Experiment, Plan, PromptPlan, expand};
 use crate::record::run_dir::{write_json, write_whole};
-use crate::record::{JournalEvent, Manifest, RecordWriter, Recorder, RunData, SCHEMA_VERSION};
+use crate::record::{
+    JournalEvent, Manifest, RecordWriter, Recorder, RunData, RunDirError, SCHEMA_VERSION,
+};
 use crate::report;
 use crate::stats::{Summary, summarise};
 use crate::workload::source::read_sources;
@@ -36,6 +40,10 @@ pub struct Run {
     /// Engine to measure, as [NAME:]KIND[=URL][?KEY=VALUE&...]; repeatable
     #[arg(long = "engine", value_name = "SPEC")]
     engines: Vec<EngineSpec>,
+    /// Start this engine and stop it at the end; {port} and {model} are filled
+    /// in, and it listens at a free port if {port} is there; repeatable
+    #[arg(long = "start", value_name = "NAME=COMMAND")]
+    starts: Vec<String>,
     /// Experiment to run; repeatable [default: all four]
     #[arg(long = "experiment", value_name = "NAME")]
     experiments: Vec<Experiment>,
@@ -113,19 +121,32 @@ impl Run {
             .enable_all()
             .build()
             .context("cannot start the driver's runtime")?;
-        let contestants = runtime.block_on(engines::assemble(&plan, seed, &clock))?;
+        let path = self.out.clone().unwrap_or_else(|| default_path(&plan.name));
+        let (plan, lifecycles) = self.lifecycles(plan, &path, &clock)?;
+        let opening = Opening { lifecycles: &lifecycles, starts: !self.list, cancel: &cancel };
+        let assembled = runtime.block_on(engines::assemble(&plan, seed, &clock, &opening));
+        if cancel.is_cancelled() && !lifecycles.is_empty() {
+            return Ok(ExitStatus::Interrupted);
+        }
+        let contestants = assembled?;
         let cases = expand(&plan, &contestants.subjects());
         if self.list {
             return list_cases(&cases, &contestants);
         }
         allow_streams(&cases)?;
-        let path = self.out.clone().unwrap_or_else(|| default_path(&plan.name));
         let manifest = manifest(&plan, seed, &contestants, &cases);
         let recorder = Recorder::create(&path, &manifest)?;
-        let no_calibration = self.no_calibration.then(|| "--no-calibration was given".to_owned());
-        let measurement =
-            Measurement { plan: &plan, seed, clock: &clock, cancel: &cancel, no_calibration };
+        lifecycles.settle(&path).context("cannot move the engines' logs")?;
+        let measurement = Measurement {
+            plan: &plan,
+            seed,
+            clock: &clock,
+            cancel: &cancel,
+            no_calibration: self.no_calibration.then(|| "--no-calibration was given".to_owned()),
+            lifecycles: &lifecycles,
+        };
         let measured = measurement.measure(&runtime, &contestants, &cases, recorder);
+        drop(lifecycles);
         // Engines are stopped before anything is computed or printed.
         drop(contestants);
         let derived = finish(&path);
@@ -134,6 +155,23 @@ impl Run {
         let (data, summary) = derived?;
         self.print(global, &path, &data, &summary)?;
         Ok(exit_status(&ended, &data, &summary))
+    }
+
+    /// Who starts engines. Their logs need a place before there is a run
+    /// directory, whose manifest says what the engines said once they ran.
+    fn lifecycles(
+        &self,
+        mut plan: Plan,
+        path: &Path,
+        clock: &Clock,
+    ) -> anyhow::Result<(Plan, Lifecycles)> {
+        if !plan.lifecycles.is_empty() && !self.list && path.exists() {
+            return Err(RunDirError::Exists(path.to_owned()).into());
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let staging = path.with_file_name(format!(".{name}.logs"));
+        let lifecycles = Lifecycles::new(&mut plan, &this_program(), &staging, clock)?;
+        Ok((plan, lifecycles))
     }
 
     fn plan(&self) -> anyhow::Result<Plan> {
@@ -147,6 +185,11 @@ impl Run {
         };
         if !self.engines.is_empty() {
             plan.engines.clone_from(&self.engines);
+            plan.lifecycles.retain(|name, _| self.engines.iter().any(|spec| spec.name == *name));
+        }
+        for start in &self.starts {
+            let (name, lifecycle) = parse_start(start)?;
+            plan.lifecycles.insert(name, lifecycle);
         }
         if !self.experiments.is_empty() {
             plan.experiments.clone_from(&self.experiments);
@@ -211,6 +254,7 @@ struct Measurement<'a> {
     cancel: &'a CancellationToken,
     /// Why the client is not measured; `None` if it is.
     no_calibration: Option<String>,
+    lifecycles: &'a Lifecycles,
 }
 
 impl Measurement<'_> {
@@ -244,6 +288,9 @@ impl Measurement<'_> {
             cpu_time: hardware::process_cpu_time,
             resident_bytes: hardware::resident_bytes,
             no_calibration: self.no_calibration.clone(),
+            lifecycles: self.lifecycles,
+            introduction: contestants.introduction.clone(),
+            unloadable: contestants.unloadable(),
         };
         let mut progress = RunProgress::new(cases, contestants.names());
         let ended = runtime.block_on(run_cases(&session, cases, &mut progress));

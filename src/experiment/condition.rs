@@ -1,12 +1,128 @@
-//! Puts an engine into the state in which a case wants to meet it.
+//! Puts the engines into the state in which a case wants to meet them: its own
+//! cold, or up; the others out of its memory where only one may be resident.
 
 use super::{Cell, Failure, Session};
-use crate::record::JournalEvent;
+use crate::lifecycle::Keeper;
+use crate::plan::Residency;
+use crate::record::{JournalEntry, JournalEvent, Stopped};
 
-/// Makes the engine cold, verified, so that the next request pays for loading.
+/// Makes the engine cold, verified, so that the next request pays for loading,
+/// or, of an engine that yardstick starts, so that the case begins with its start.
 pub(super) async fn make_cold(session: &Session<'_>, cell: &Cell<'_>) -> Result<(), Failure> {
+    if let Some(keeper) = session.lifecycles.keeper(cell.case.engine) {
+        stop(session, keeper).await?;
+        return start(session, keeper, cell.number, true).await;
+    }
     let took = cell.engine.make_cold().await?;
     let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
     session.note(JournalEvent::MadeCold { case: cell.number, took_ns })?;
     Ok(())
+}
+
+/// Starts the engine if yardstick leads its life and it does not run; `true` if
+/// it was started.
+pub(super) async fn bring_up(session: &Session<'_>, cell: &Cell<'_>) -> Result<bool, Failure> {
+    let keeper = session.lifecycles.keeper(cell.case.engine);
+    let Some(keeper) = keeper.filter(|keeper| !keeper.is_up()) else { return Ok(false) };
+    start(session, keeper, cell.number, false).await?;
+    Ok(true)
+}
+
+/// Where one engine may be resident at a time: stops or unloads every other one
+/// that may hold memory. `warm` says which those are, and is told. One that
+/// cannot be unloaded stays, and the report warns of it.
+pub(super) async fn make_room(
+    session: &Session<'_>,
+    engine: usize,
+    warm: &mut [bool],
+) -> Result<(), Failure> {
+    if session.lifecycles.residency() == Residency::Together {
+        return Ok(());
+    }
+    for other in (0..session.engines.len()).filter(|other| *other != engine) {
+        if let Some(keeper) = session.lifecycles.keeper(other) {
+            if keeper.is_up() {
+                stop(session, keeper).await?;
+                warm[other] = false;
+            }
+        } else if warm[other]
+            && session.unloadable.get(other) == Some(&true)
+            && let Some(unloaded) = &session.engines[other]
+        {
+            let took = unloaded.make_cold().await?;
+            let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+            let engine = u32::try_from(other).unwrap_or(u32::MAX);
+            session.note(JournalEvent::EngineStopped { engine, took_ns, killed: false })?;
+            warm[other] = false;
+        }
+    }
+    Ok(())
+}
+
+/// Writes down every end of an engine's process that nobody asked for.
+pub(super) fn note_exits(session: &Session<'_>, warm: &mut [bool]) -> Result<(), Stopped> {
+    for (engine, warm) in warm.iter_mut().enumerate() {
+        if let Some(exit) = session.lifecycles.keeper(engine).and_then(Keeper::take_exit) {
+            *warm = false;
+            session.writer.journal(exit)?;
+        }
+    }
+    Ok(())
+}
+
+/// The end of a run: what yardstick started is stopped, what it put to sleep is
+/// woken.
+pub(super) async fn leave(session: &Session<'_>) -> Result<(), Stopped> {
+    for engine in 0..session.engines.len() {
+        let Some(keeper) = session.lifecycles.keeper(engine) else { continue };
+        let ended = if !keeper.was_found_running() {
+            stop(session, keeper).await
+        } else if keeper.is_up() {
+            Ok(())
+        } else {
+            start_for(session, keeper, None, false).await
+        };
+        match ended {
+            Ok(()) => {}
+            Err(Failure::Recorder) => return Err(Stopped),
+            Err(Failure::Case(message)) => tracing::warn!("{message}"),
+        }
+    }
+    Ok(())
+}
+
+async fn stop(session: &Session<'_>, keeper: &Keeper) -> Result<(), Failure> {
+    if let Some(stopped) = keeper.stop().await? {
+        session.writer.journal(stopped)?;
+    }
+    Ok(())
+}
+
+async fn start(
+    session: &Session<'_>,
+    keeper: &Keeper,
+    case: u32,
+    cold: bool,
+) -> Result<(), Failure> {
+    start_for(session, keeper, Some(case), cold).await
+}
+
+async fn start_for(
+    session: &Session<'_>,
+    keeper: &Keeper,
+    case: Option<u32>,
+    cold: bool,
+) -> Result<(), Failure> {
+    let mut written = Ok(());
+    let mut write = |entry: JournalEntry| {
+        written = written.and_then(|()| session.writer.journal(entry));
+    };
+    let started = keeper.start(case, cold, &session.cancel, &mut write).await;
+    written?;
+    Ok(started?)
+}
+
+/// Writes down the starts that came before the first case.
+pub(super) fn note_introduction(session: &Session<'_>) -> Result<(), Stopped> {
+    session.introduction.iter().cloned().try_for_each(|entry| session.writer.journal(entry))
 }

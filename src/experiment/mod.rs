@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::engine::{Engine, EngineError};
 use crate::infer::InferError;
 use crate::infer::telemetry::ResidentBytes;
+use crate::lifecycle::Lifecycles;
 use crate::plan::Case;
 use crate::record::{JournalEntry, JournalEvent, RecordWriter, RequestRecord, Stopped};
 use crate::workload::Workload;
@@ -45,6 +46,12 @@ pub struct Session<'a> {
     pub resident_bytes: ResidentBytes,
     /// Why the client is not measured before and after the cases; `None` if it is.
     pub no_calibration: Option<String>,
+    /// Start and stop engines that yardstick leads.
+    pub lifecycles: &'a Lifecycles,
+    /// What they did before the first case, to be written down.
+    pub introduction: Vec<JournalEntry>,
+    /// Whether an engine without a keeper can be made to give its memory back.
+    pub unloadable: Vec<bool>,
 }
 
 /// Is told how a run goes, for progress on a terminal.
@@ -74,7 +81,8 @@ pub async fn run_cases(
     cases: &[Case],
     observer: &mut dyn Observer,
 ) -> Ended {
-    if session.note(JournalEvent::RunStarted).is_err() {
+    let begun = session.note(JournalEvent::RunStarted);
+    if begun.and_then(|()| condition::note_introduction(session)).is_err() {
         return Ended::RecorderStopped;
     }
     let watch = Watch::start(session);
@@ -88,6 +96,9 @@ pub async fn run_cases(
         return Ended::RecorderStopped;
     }
     if matches!(ended, Ended::RecorderStopped) || watch.write_all(session).is_err() {
+        return Ended::RecorderStopped;
+    }
+    if condition::leave(session).await.is_err() {
         return Ended::RecorderStopped;
     }
     match ended {
@@ -120,7 +131,9 @@ async fn run_each(
             continue;
         }
         let cell = Cell { number, case, engine, watch };
-        let result = run_case(session, &cell, &mut warm[case.engine], observer).await;
+        let result = run_case(session, &cell, &mut warm, observer).await;
+        let noted = condition::note_exits(session, &mut warm);
+        let result = noted.map_or(Err(Failure::Recorder), |()| result);
         match result {
             Ok(kept) => {
                 search.learn(case, &case.nameless_record(), &kept);
@@ -177,18 +190,25 @@ impl From<EngineError> for Failure {
 async fn run_case(
     session: &Session<'_>,
     cell: &Cell<'_>,
-    warm: &mut bool,
+    warm: &mut [bool],
     observer: &mut dyn Observer,
 ) -> Result<Vec<RequestRecord>, Failure> {
+    let engine = cell.case.engine;
+    condition::make_room(session, engine, warm).await?;
     if cell.case.cold {
         observer.phase(cell.case, "making cold");
         condition::make_cold(session, cell).await?;
-    } else if !*warm {
-        observer.phase(cell.case, "warming up");
-        warm_up::warm_up(session, cell).await?;
+    } else {
+        if condition::bring_up(session, cell).await? {
+            warm[engine] = false;
+        }
+        if !warm[engine] {
+            observer.phase(cell.case, "warming up");
+            warm_up::warm_up(session, cell).await?;
+        }
     }
     // Also a cold case leaves its engine warm.
-    *warm = true;
+    warm[engine] = true;
     observer.phase(cell.case, "measuring");
     measure::measure(session, cell, observer).await
 }

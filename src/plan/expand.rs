@@ -4,7 +4,7 @@
 //! favour whoever came first.
 
 use super::load::points;
-use super::{Experiment, LoadShape, Plan};
+use super::{Experiment, LoadShape, Plan, Residency};
 use crate::record::{CaseRecord, LoadRecord};
 
 /// An engine as far as planning cares.
@@ -160,6 +160,15 @@ pub fn expand(plan: &Plan, subjects: &[Subject]) -> Vec<Case> {
             }
         }
     }
+    if plan.residency() == Residency::One {
+        // Each change of engine costs a start or a load: an engine runs its part
+        // of a round at a stretch. The sort is stable.
+        let place = |case: &Case| {
+            let last = subjects.len().saturating_sub(1);
+            if case.round.is_multiple_of(2) { case.engine } else { last - case.engine.min(last) }
+        };
+        cases.sort_by_key(|case| (case.round, place(case)));
+    }
     cases
 }
 
@@ -248,6 +257,21 @@ mod tests {
             assert_eq!((pair[0].round, again[0].round), (0, 1));
             assert_ne!(pair[0].load, again[0].load);
         }
+    }
+
+    #[test]
+    fn engines_that_may_not_be_resident_together_run_a_round_each_at_a_stretch() {
+        let resident = Some(Residency::One);
+        let plan = Plan { rounds: 2, resident, ..Plan::default() };
+        let cases = expand(&plan, &subjects());
+        let mut stretches: Vec<_> = cases.iter().map(|case| (case.round, case.engine)).collect();
+        stretches.dedup();
+        assert_eq!(stretches, [(0, 0), (0, 1), (1, 1), (1, 0)]);
+        let loads = |engine: usize| {
+            cases.iter().filter(move |case| case.engine == engine).map(|case| case.load)
+        };
+        let ordered = |engine| loads(engine).collect::<Vec<_>>();
+        assert_eq!(ordered(0), ordered(1), "prompts are shared all the same");
     }
 
     #[test]

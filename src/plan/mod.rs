@@ -1,14 +1,18 @@
 //! What to measure: a validated plan and the cases it expands to. Reads no
 //! clock and starts nothing; how a plan is spelled in TOML stays in `wire`.
 
+pub mod command_line;
 pub mod expand;
 pub mod experiment;
 pub mod lengths;
 pub mod load;
+pub mod lifecycle;
 pub mod load_shape;
 pub mod load_spec;
 pub mod slo;
 mod wire;
+
+use std::collections::BTreeMap;
 
 use thiserror::Error;
 
@@ -19,6 +23,7 @@ pub use expand::{Case, Subject, expand};
 pub use experiment::Experiment;
 pub use lengths::Lengths;
 pub use load::{LoadPlan, Pace};
+pub use lifecycle::{Cold, LifecyclePlan, Residency};
 pub use load_shape::LoadShape;
 pub use slo::Slo;
 
@@ -65,6 +70,10 @@ pub struct Plan {
     pub seed: Option<u64>,
     /// Seeded weights of the model card's shapes instead of real ones, for the embedded engine.
     pub dummy_weights: bool,
+    /// How engines are started and stopped, by their names; the others run already or in this process.
+    pub lifecycles: BTreeMap<String, LifecyclePlan>,
+    /// Whether engines may hold memory at once; see [`Plan::residency`] for what `None` means.
+    pub resident: Option<Residency>,
 }
 
 /// What is asked of the engines.
@@ -98,6 +107,8 @@ impl Default for Plan {
             stop_at_eos: false,
             seed: None,
             dummy_weights: false,
+            lifecycles: BTreeMap::new(),
+            resident: None,
         }
     }
 }
@@ -128,6 +139,9 @@ pub enum PlanError {
         /// The field, what it is and what it may be.
         problem: String,
     },
+    /// A lifecycle is wrong.
+    #[error(transparent)]
+    Lifecycle(#[from] lifecycle::LifecycleError),
     /// Two ways of saying what is asked.
     #[error("a plan has either `prompt` or `prompt_tokens`, not both")]
     TwoPrompts,
@@ -209,7 +223,28 @@ impl Plan {
                 return Err(PlanError::DuplicateEngine(spec.name.clone()));
             }
         }
+        self.check_lifecycles()
+    }
+
+    fn check_lifecycles(&self) -> Result<(), PlanError> {
+        for (name, lifecycle) in &self.lifecycles {
+            let spec = self.engines.iter().find(|spec| spec.name == *name);
+            let spec = spec.ok_or_else(|| lifecycle::LifecycleError::NoSuchEngine(name.clone()))?;
+            lifecycle.check(spec)?;
+        }
         Ok(())
+    }
+
+    /// Whether engines may hold memory at once. Unless the plan says so, one at
+    /// a time if yardstick starts any of them (it can then keep them apart, and
+    /// an engine that takes 90 % of a GPU leaves no room for a second one), else
+    /// together, as they were found.
+    #[must_use]
+    pub fn residency(&self) -> Residency {
+        self.resident.unwrap_or_else(|| {
+            let managed = |lifecycle: &LifecyclePlan| *lifecycle != LifecyclePlan::External;
+            if self.lifecycles.values().any(managed) { Residency::One } else { Residency::Together }
+        })
     }
 }
 

@@ -1,11 +1,13 @@
 //! A plan as TOML. The types here mirror the file and go nowhere else.
 
+mod lifecycle;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::load_spec::LoadSpec;
-use super::{LoadPlan, Plan, PlanError, PromptPlan};
+use super::{LoadPlan, Plan, PlanError, PromptPlan, Residency};
 use crate::engine::{EngineKind, EngineSpec};
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -26,6 +28,7 @@ struct WirePlan {
     stop_at_eos: Option<bool>,
     seed: Option<u64>,
     load_format: Option<WireLoadFormat>,
+    resident: Option<Residency>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     engine: Vec<WireEngine>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -47,6 +50,8 @@ struct WireEngine {
     url: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     settings: BTreeMap<String, WireSetting>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lifecycle: Option<lifecycle::WireLifecycle>,
 }
 
 /// Numbers and switches may be written as such; a setting is text inside.
@@ -75,7 +80,16 @@ pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
         None => default.experiments,
     };
     let loads = wire.load.into_iter().map(LoadPlan::new).collect::<Result<_, _>>()?;
-    let engines = wire.engine.into_iter().map(engine).collect::<Result<_, _>>()?;
+    let mut engines = Vec::new();
+    let mut lifecycles = BTreeMap::new();
+    for mut wire in wire.engine {
+        let lifecycle = wire.lifecycle.take();
+        let spec = engine(wire)?;
+        if let Some(lifecycle) = lifecycle {
+            lifecycles.insert(spec.name.clone(), lifecycle::parse(&spec.name, lifecycle)?);
+        }
+        engines.push(spec);
+    }
     let plan = Plan {
         name: wire.name.unwrap_or(default.name),
         analysis: wire.analysis,
@@ -93,6 +107,8 @@ pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
         stop_at_eos: wire.stop_at_eos.unwrap_or(default.stop_at_eos),
         seed: wire.seed,
         dummy_weights: wire.load_format == Some(WireLoadFormat::Dummy),
+        lifecycles,
+        resident: wire.resident,
     };
     plan.check()?;
     Ok(plan)
@@ -123,8 +139,9 @@ pub(super) fn render(plan: &Plan) -> String {
         } else {
             WireLoadFormat::Auto
         }),
-        engine: plan.engines.iter().map(wire_engine).collect(),
         load: plan.loads.iter().map(|load| load.spec.clone()).collect(),
+        resident: plan.resident,
+        engine: plan.engines.iter().map(|spec| wire_engine(plan, spec)).collect(),
     };
     // Every value above is a string, a number or a table: TOML can hold all of them.
     toml::to_string(&wire).unwrap_or_default()
@@ -143,7 +160,7 @@ fn engine(wire: WireEngine) -> Result<EngineSpec, PlanError> {
     Ok(EngineSpec::new(wire.name.as_deref(), wire.kind, wire.url.as_deref(), settings)?)
 }
 
-fn wire_engine(spec: &EngineSpec) -> WireEngine {
+fn wire_engine(plan: &Plan, spec: &EngineSpec) -> WireEngine {
     WireEngine {
         name: Some(spec.name.clone()),
         kind: spec.kind,
@@ -153,6 +170,7 @@ fn wire_engine(spec: &EngineSpec) -> WireEngine {
             .iter()
             .map(|(key, value)| (key.clone(), WireSetting::Text(value.clone())))
             .collect(),
+        lifecycle: plan.lifecycles.get(&spec.name).map(lifecycle::render),
     }
 }
 

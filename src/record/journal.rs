@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
+use super::start::{PageCache, StartPhaseKind};
 use crate::infer::telemetry::{GpuMemory, LoadPhaseKind};
+use crate::plan::Cold;
 
 /// An entry of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,6 +113,57 @@ pub enum JournalEvent {
         part: String,
         /// Why.
         reason: String,
+    },
+    /// An engine was started, or woken; `at_ns` is the instant before that.
+    EngineStarted {
+        /// Index of the engine in the manifest.
+        engine: u32,
+        /// The case that it was started for; absent for the start before the first case.
+        case: Option<u32>,
+        /// What it did not find in place.
+        cold: Vec<Cold>,
+        /// How much of its weight files was in the page cache, where the plan names them.
+        page_cache: Option<PageCache>,
+    },
+    /// A phase of that start ended.
+    StartPhase {
+        /// Index of the engine in the manifest.
+        engine: u32,
+        /// As that of the start.
+        case: Option<u32>,
+        /// Which phase.
+        phase: StartPhaseKind,
+    },
+    /// A phase inside an engine, as its log tells; `at_ns` is when the log was read.
+    LogPhase {
+        /// Index of the engine in the manifest.
+        engine: u32,
+        /// As that of the start.
+        case: Option<u32>,
+        /// Which phase, such as `weights` or `graph capture`.
+        phase: String,
+        /// How long it took, as the engine says.
+        took_ns: u64,
+    },
+    /// An engine was stopped, put to sleep or unloaded; `at_ns` is when that was done.
+    EngineStopped {
+        /// Index of the engine in the manifest.
+        engine: u32,
+        /// How long it took.
+        took_ns: u64,
+        /// Whether it had to be killed.
+        killed: bool,
+    },
+    /// An engine's process ended though nobody had asked it to; `at_ns` is when that was seen.
+    EngineExited {
+        /// Index of the engine in the manifest.
+        engine: u32,
+        /// Exit status, unless a signal ended it.
+        code: Option<i32>,
+        /// The signal that ended it.
+        signal: Option<i32>,
+        /// The last 64 KiB, at most, of its log.
+        log_tail: String,
     },
     /// The user asked to stop; what was measured is kept.
     Interrupted,

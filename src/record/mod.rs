@@ -7,6 +7,7 @@ pub mod load;
 pub mod manifest;
 pub mod request;
 pub mod run_dir;
+pub mod start;
 pub mod step;
 pub mod writer;
 
@@ -16,6 +17,7 @@ pub use load::LoadRecord;
 pub use manifest::{CaseRecord, EngineRecord, Machine, Manifest};
 pub use request::{CountSource, EventRecord, Outcome, RequestRecord};
 pub use run_dir::{Recorder, RunData, RunDirError};
+pub use start::{PageCache, StartPhaseKind};
 pub use step::StepRecord;
 pub use writer::{RecordWriter, Stopped};
 

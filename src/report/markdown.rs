@@ -53,6 +53,13 @@ pub fn render(view: &View<'_>, out: &mut impl Write) -> fmt::Result {
         writeln!(out, "\n{}.\n", escape(&cost.caption))?;
         table(out, cost)?;
     }
+    if !view.cold_starts.is_empty() {
+        writeln!(out, "\n## Cold starts")?;
+    }
+    for cold in &view.cold_starts {
+        writeln!(out, "\n**{}**\n", escape(&cold.caption))?;
+        table(out, cold)?;
+    }
     if !view.inside.is_empty() {
         writeln!(out, "\n## Inside the engine")?;
     }

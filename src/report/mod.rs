@@ -3,7 +3,8 @@
 //! so the same run gives the same bytes.
 
 pub mod case_table;
-pub mod csv;
+pub mod cold_start;
+mod csv;
 pub mod definitions;
 pub mod html;
 pub mod inside;

@@ -68,6 +68,14 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
         paragraph(out, "", &cost.caption, width)?;
         left_out.extend(table(out, cost, ink, width)?);
     }
+    for (i, cold) in view.cold_starts.iter().enumerate() {
+        writeln!(out)?;
+        if i == 0 {
+            writeln!(out, "{}", ink.strong(&rule("cold starts", "", width)))?;
+        }
+        writeln!(out, "{}", cold.caption)?;
+        left_out.extend(table(out, cold, ink, width)?);
+    }
     if !view.inside.is_empty() {
         writeln!(out)?;
         writeln!(out, "{}", ink.strong(&rule("inside the engine", "", width)))?;

@@ -32,6 +32,8 @@ pub struct View<'a> {
     pub http_cost: Vec<Table>,
     /// One table a sweep over rates.
     pub capacity: Vec<Table>,
+    /// Cold starts by phase, where yardstick started engines.
+    pub cold_starts: Vec<Table>,
     /// What engines in this process told of themselves.
     pub inside: Vec<Table>,
     /// Cases that were not measured.
@@ -79,6 +81,7 @@ impl<'a> View<'a> {
             experiments: experiments(run, summary),
             http_cost: http_cost(&summary.http_cost),
             capacity: load_table::capacity_tables(&summary.capacity),
+            cold_starts: super::cold_start::tables(&summary.cold_starts),
             inside: super::inside::tables(&summary.inside),
             absent: absent(summary),
             warnings: &summary.warnings,

@@ -5,6 +5,7 @@ pub mod capacity;
 pub mod case;
 pub mod checks;
 pub mod client_error;
+pub mod cold_start;
 pub mod distribution;
 pub mod goodput;
 pub mod http_cost;
@@ -55,6 +56,7 @@ pub fn summarise(run: &RunData) -> Summary {
         }
     }
     let inside = inside::summarise(run, &grouped);
+    let cold_starts = cold_start::summarise(run, &grouped);
     let http_cost = http_cost::pair(&run.manifest.engines, &cases);
     let client_error = client_error::find(run);
     let capacity = capacity::capacities(&cases);
@@ -69,6 +71,7 @@ pub fn summarise(run: &RunData) -> Summary {
         absent,
         http_cost,
         capacity,
+        cold_starts,
         inside,
         client_error,
         warnings,

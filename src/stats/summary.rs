@@ -9,6 +9,7 @@ use crate::engine::ErrorClass;
 
 use super::capacity::Capacity;
 use super::client_error::ClientErrors;
+use super::cold_start::ColdStart;
 use super::inside::Inside;
 use super::open_loop::LoadSummary;
 use super::warnings::Warning;
@@ -35,6 +36,9 @@ pub struct Summary {
     /// Sweeps over rates, one an engine and load.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capacity: Vec<Capacity>,
+    /// Cold starts by phase.
+    #[serde(default)]
+    pub cold_starts: Vec<ColdStart>,
     /// What engines in this process told of themselves.
     #[serde(default)]
     pub inside: Vec<Inside>,

@@ -14,6 +14,8 @@ mod engine;
 mod golden;
 mod loads;
 mod metamorphic;
+#[cfg(target_os = "linux")]
+mod lifecycle;
 mod models;
 mod peers;
 mod performance;

@@ -6,6 +6,7 @@ mod dummy;
 mod finite;
 mod gguf;
 mod mapping;
+pub mod page_cache;
 mod safetensors;
 mod weight;
 

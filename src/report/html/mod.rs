@@ -6,6 +6,7 @@ mod axis;
 mod capacity;
 mod charts;
 mod closing;
+mod cold_start;
 mod escape;
 mod experiment;
 mod over_concurrency;
@@ -66,6 +67,7 @@ pub fn render(run: &RunData, summary: &Summary, out: &mut impl Write) -> fmt::Re
         experiment::section(&page, i, experiment, out)?;
     }
     capacity::section(&page, out)?;
+    cold_start::section(&page, out)?;
     closing::http_cost(&page, out)?;
     closing::inside(&page, out)?;
     closing::engines(&page, out)?;
@@ -109,6 +111,9 @@ fn header(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     }
     if !page.view.capacity.is_empty() {
         out.write_str("<li><a href=\"#capacity\">Capacity</a></li>\n")?;
+    }
+    if !page.view.cold_starts.is_empty() {
+        out.write_str("<li><a href=\"#cold-starts\">Cold starts</a></li>\n")?;
     }
     if !page.view.http_cost.is_empty() {
         out.write_str("<li><a href=\"#http-cost\">Cost of HTTP</a></li>\n")?;

@@ -1,0 +1,203 @@
+//! An engine's process as yardstick sees it: armed, told to go, watched,
+//! stopped. Everything that was started ends with it. Knows no HTTP.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::order::{Order, Report, Word};
+use super::tree;
+use crate::clock::{Clock, Timestamp};
+
+/// Longest wait for a supervisor to start.
+const ARM_LIMIT: Duration = Duration::from_secs(20);
+/// Time beyond its grace after which a supervisor itself is given up.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// How an engine's process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// When that was noticed, on the run's clock.
+    pub at: Timestamp,
+    /// Exit status, unless a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    armed: Option<i32>,
+    exit: Option<Exit>,
+    killed: bool,
+    failed: Option<String>,
+    /// The supervisor has ended.
+    over: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `holds`, at most for `limit`; whether it holds.
+    fn wait(&self, limit: Duration, holds: impl Fn(&State) -> bool) -> bool {
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |state| !holds(state));
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        holds(&state)
+    }
+}
+
+/// A process with its supervisor. Dropping it kills whatever still runs.
+#[derive(Debug)]
+pub struct Process {
+    supervisor: Child,
+    words: Option<ChildStdin>,
+    shared: Arc<Shared>,
+    mark: String,
+    grace: Duration,
+}
+
+impl Process {
+    /// Starts a supervisor (`program` is this program) that waits to execute `order`.
+    ///
+    /// # Errors
+    /// What kept it from being started.
+    pub fn arm(program: &Path, mut order: Order, clock: &Clock) -> Result<Self, String> {
+        let mark = mark(clock);
+        order.env.insert(tree::MARK.to_owned(), mark.clone());
+        let mut line = serde_json::to_vec(&order).map_err(|error| error.to_string())?;
+        line.push(b'\n');
+        let mut supervisor = Command::new(program)
+            .arg("supervise")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("cannot start its supervisor: {error}"))?;
+        let shared = Arc::new(Shared::default());
+        let reports = supervisor.stdout.take();
+        let words = supervisor.stdin.take();
+        let grace = Duration::from_millis(order.stop_grace_ms);
+        let mut process = Self { supervisor, words, shared, mark, grace };
+        if let Some(reports) = reports {
+            follow(reports, Arc::clone(&process.shared), clock.clone());
+        }
+        process.write(&line).map_err(|error| format!("cannot speak to its supervisor: {error}"))?;
+        let told = |state: &State| state.armed.is_some() || state.failed.is_some() || state.over;
+        process.shared.wait(ARM_LIMIT, told);
+        let state = process.shared.lock();
+        let failed = state.failed.clone();
+        let armed = state.armed.is_some();
+        drop(state);
+        match failed {
+            Some(message) => Err(message),
+            None if armed => Ok(process),
+            None => Err("its supervisor did not start".to_owned()),
+        }
+    }
+
+    /// Has the command executed; the instant before that.
+    pub fn go(&mut self, clock: &Clock) -> Timestamp {
+        let at = clock.now();
+        // A supervisor that is gone is noticed as the engine's end.
+        let _ = self.say(Word::Go);
+        at
+    }
+
+    /// Process id of the engine.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        self.shared.lock().armed
+    }
+
+    /// Whether nothing of it runs any more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        let state = self.shared.lock();
+        state.over || state.exit.is_some()
+    }
+
+    /// How it ended, if it did, be it by itself.
+    #[must_use]
+    pub fn exit(&self) -> Option<Exit> {
+        self.shared.lock().exit
+    }
+
+    /// Asks it to stop, and kills it after its grace; `true` if it had to be killed.
+    pub fn stop(mut self) -> bool {
+        let _ = self.say(Word::Stop);
+        self.shared.wait(self.grace + STOP_LIMIT, |state| state.over);
+        let killed = self.shared.lock().killed;
+        killed | self.sweep()
+    }
+
+    fn say(&mut self, word: Word) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(&word)?;
+        line.push(b'\n');
+        self.write(&line)
+    }
+
+    fn write(&mut self, line: &[u8]) -> std::io::Result<()> {
+        self.words.as_mut().map_or(Ok(()), |words| words.write_all(line).and_then(|()| words.flush()))
+    }
+
+    /// Ends the supervisor, and what it left if it was killed itself.
+    fn sweep(&mut self) -> bool {
+        drop(self.words.take());
+        if !self.shared.wait(STOP_LIMIT, |state| state.over) {
+            let _ = self.supervisor.kill();
+        }
+        let _ = self.supervisor.wait();
+        let left = tree::marked(&self.mark);
+        tree::kill(&left);
+        !left.is_empty()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.sweep();
+    }
+}
+
+/// Tells this engine's processes from those of any other run.
+fn mark(clock: &Clock) -> String {
+    let since = Clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}-{}", std::process::id(), since.as_nanos(), clock.now().as_nanos())
+}
+
+/// Takes in what the supervisor says, stamped as it comes.
+fn follow(reports: ChildStdout, shared: Arc<Shared>, clock: Clock) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(reports).lines().map_while(Result::ok) {
+            let at = clock.now();
+            let Ok(report) = serde_json::from_str::<Report>(&line) else { continue };
+            let mut state = shared.lock();
+            match report {
+                Report::Armed { pid } => state.armed = Some(pid),
+                Report::Exited { code, signal } => state.exit = Some(Exit { at, code, signal }),
+                Report::Over { killed } => state.killed = killed,
+                Report::Failed { message } => state.failed = Some(message),
+            }
+            drop(state);
+            shared.changed.notify_all();
+        }
+        shared.lock().over = true;
+        shared.changed.notify_all();
+    });
+}
+
+/// The program to run supervisors with: this one, even if its file was replaced meanwhile.
+#[must_use]
+pub fn this_program() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}

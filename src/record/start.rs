@@ -1,0 +1,28 @@
+//! What the journal keeps of an engine that yardstick started.
+
+use serde::{Deserialize, Serialize};
+
+/// A phase of a start, seen from outside; its instant is that of its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartPhaseKind {
+    /// A connection was accepted.
+    PortOpen,
+    /// The health route answered 200.
+    Healthy,
+    /// The model was in the list of models.
+    ModelListed,
+    /// An engine that slept says that it is awake.
+    Awake,
+}
+
+/// How much of an engine's weight files was in the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageCache {
+    /// Length of all files.
+    pub bytes: u64,
+    /// In memory before anything was done about it.
+    pub before_bytes: u64,
+    /// In memory as the engine was started.
+    pub at_start_bytes: u64,
+}
