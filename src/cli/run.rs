@@ -16,6 +16,7 @@ use crate::engine::EngineSpec;
 use crate::experiment::{Ended, Session, run_cases};
 use crate::hardware;
 use crate::plan::{Case, Experiment, Plan, PromptPlan, expand};
+use crate::probe::{self, Probe};
 use crate::record::run_dir::{write_json, write_whole};
 use crate::record::{JournalEvent, Manifest, RecordWriter, Recorder, RunData, SCHEMA_VERSION};
 use crate::report;
@@ -73,6 +74,13 @@ pub struct Run {
     /// Weights of the embedded engine: auto, or dummy for seeded noise of the model's shapes
     #[arg(long, value_name = "FORMAT")]
     load_format: Option<super::LoadFormat>,
+    /// Do not look at processes, GPUs and the engines' own metrics while measuring
+    #[arg(long, conflicts_with = "probe_hz")]
+    no_probe: bool,
+    /// Looks at processes and GPUs per second
+    #[arg(long, value_name = "N", default_value_t = probe::DEFAULT_HZ,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(probe::MAX_HZ)))]
+    probe_hz: u32,
     /// Name of the run [default: comparison]
     #[arg(long)]
     name: Option<String>,
@@ -113,7 +121,9 @@ impl Run {
         let path = self.out.clone().unwrap_or_else(|| default_path(&plan.name));
         let manifest = manifest(&plan, seed, &contestants, &cases);
         let recorder = Recorder::create(&path, &manifest)?;
-        let measurement = Measurement { plan: &plan, seed, clock: &clock, cancel: &cancel };
+        let probe_hz = (!self.no_probe).then_some(self.probe_hz);
+        let measurement =
+            Measurement { plan: &plan, seed, clock: &clock, cancel: &cancel, probe_hz };
         let measured = measurement.measure(&runtime, &contestants, &cases, recorder);
         // Engines are stopped before anything is computed or printed.
         drop(contestants);
@@ -196,6 +206,8 @@ struct Measurement<'a> {
     seed: u64,
     clock: &'a Clock,
     cancel: &'a CancellationToken,
+    /// Looks a second at resources; `None` for none.
+    probe_hz: Option<u32>,
 }
 
 impl Measurement<'_> {
@@ -220,6 +232,11 @@ impl Measurement<'_> {
             Box::new(count) as _
         });
         let writer = RecordWriter::start(recorder, count);
+        let probe = self
+            .probe_hz
+            .map(|hz| Probe::start(hz, &contestants.specs(), self.clock, &writer.sender()))
+            .transpose()
+            .context("cannot start the probe")?;
         let session = Session {
             engines: contestants.engines(),
             workload: &workload,
@@ -228,11 +245,14 @@ impl Measurement<'_> {
             cancel: self.cancel.clone(),
             cpu_time: hardware::process_cpu_time,
             resident_bytes: hardware::resident_bytes,
+            probe: probe.as_ref().map_or_else(probe::Handle::off, Probe::handle),
         };
         let mut progress = RunProgress::new(cases, contestants.names());
         let ended = runtime.block_on(run_cases(&session, cases, &mut progress));
         progress.clear();
         drop(session);
+        // Its lines are with the recorder before that is asked to finish.
+        drop(probe);
         writer.finish()?;
         Ok(ended)
     }

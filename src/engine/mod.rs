@@ -15,6 +15,7 @@ mod ndjson;
 mod ollama;
 mod openai;
 pub mod replay;
+pub mod scrape;
 mod socket;
 pub mod spec;
 mod sse;

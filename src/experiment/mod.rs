@@ -17,6 +17,7 @@ use crate::engine::{Engine, EngineError};
 use crate::infer::InferError;
 use crate::infer::telemetry::ResidentBytes;
 use crate::plan::Case;
+use crate::probe;
 use crate::record::{JournalEntry, JournalEvent, RecordWriter, RequestRecord, Stopped};
 use crate::workload::Workload;
 use watch::Watch;
@@ -40,6 +41,8 @@ pub struct Session<'a> {
     pub cpu_time: CpuTime,
     /// Read by engines in this process as they load and step.
     pub resident_bytes: ResidentBytes,
+    /// Is told which engine is measured.
+    pub probe: probe::Handle,
 }
 
 /// Is told how a run goes, for progress on a terminal.
@@ -164,8 +167,11 @@ async fn run_case(
     }
     // Also a cold case leaves its engine warm.
     *warm = true;
+    session.probe.open_case(cell.case.engine, cell.case.cold).await;
     observer.phase(cell.case, "measuring");
-    measure::measure(session, cell, observer).await
+    let measured = measure::measure(session, cell, observer).await;
+    session.probe.close_case(cell.case.engine).await;
+    measured
 }
 
 impl Session<'_> {

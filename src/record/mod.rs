@@ -4,6 +4,7 @@
 pub mod journal;
 pub mod manifest;
 pub mod request;
+pub mod resource;
 pub mod run_dir;
 pub mod step;
 pub mod writer;
@@ -11,9 +12,12 @@ pub mod writer;
 pub use journal::{JournalEntry, JournalEvent};
 pub use manifest::{CaseRecord, EngineRecord, Machine, Manifest};
 pub use request::{CountSource, EventRecord, Outcome, RequestRecord};
+pub use resource::{
+    EngineWord, GpuIdentity, GpuProcess, GpuSample, ProcessSample, ResourceRecord, ResourceSource,
+};
 pub use run_dir::{Recorder, RunData, RunDirError};
 pub use step::StepRecord;
-pub use writer::{RecordWriter, Stopped};
+pub use writer::{LineSender, RecordWriter, Stopped};
 
 pub use crate::infer::telemetry::{GpuMemory, LoadPhaseKind};
 

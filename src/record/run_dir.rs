@@ -8,13 +8,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::{JournalEntry, Manifest, RequestRecord, SCHEMA_VERSION, StepRecord};
+use super::{JournalEntry, Manifest, RequestRecord, ResourceRecord, SCHEMA_VERSION, StepRecord};
 
 /// Longest line that is read back: a request with the most events it can have.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
 /// Steps of engines in this process; absent where there were none.
 const STEPS: &str = "steps.jsonl";
+
+/// What the probe saw; absent where it did not look.
+const RESOURCES: &str = "resources.jsonl";
 
 /// A run directory that cannot be written or read.
 #[derive(Debug, Error)]
@@ -80,6 +83,8 @@ pub struct Recorder {
     journal: File,
     /// Created with its first line: most runs without an engine of ours have none.
     steps: Option<File>,
+    /// Created with its first line: a run may do without a probe.
+    resources: Option<File>,
 }
 
 impl Recorder {
@@ -101,6 +106,7 @@ impl Recorder {
             requests: append(&path.join("requests.jsonl"))?,
             journal: append(&path.join("events.jsonl"))?,
             steps: None,
+            resources: None,
         })
     }
 
@@ -138,6 +144,19 @@ impl Recorder {
         };
         write_line(file, step, &path)
     }
+
+    /// Appends one look at resources.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn resource(&mut self, record: &ResourceRecord) -> Result<(), RunDirError> {
+        let path = self.path.join(RESOURCES);
+        let file = match &mut self.resources {
+            Some(file) => file,
+            none => none.insert(append(&path)?),
+        };
+        write_line(file, record, &path)
+    }
 }
 
 /// A run directory in memory.
@@ -151,6 +170,8 @@ pub struct RunData {
     pub journal: Vec<JournalEntry>,
     /// Steps of engines in this process, by engine in the order in which they happened.
     pub steps: Vec<StepRecord>,
+    /// What the probe saw, in the order in which it was written.
+    pub resources: Vec<ResourceRecord>,
 }
 
 impl RunData {
@@ -179,10 +200,8 @@ impl RunData {
             manifest,
             requests: read_lines(&path.join("requests.jsonl"))?,
             journal: read_lines(&path.join("events.jsonl"))?,
-            steps: match path.join(STEPS) {
-                steps if steps.is_file() => read_lines(&steps)?,
-                _ => Vec::new(),
-            },
+            steps: read_if_there(&path.join(STEPS))?,
+            resources: read_if_there(&path.join(RESOURCES))?,
         })
     }
 }
@@ -226,6 +245,10 @@ fn write_line<T: Serialize>(file: &mut File, value: &T, path: &Path) -> Result<(
     line.push(b'\n');
     // One write call a line: a reader, or a crash, never meets half of two lines.
     file.write_all(&line).map_err(io_error("write", path))
+}
+
+fn read_if_there<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunDirError> {
+    if path.is_file() { read_lines(path) } else { Ok(Vec::new()) }
 }
 
 fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunDirError> {
@@ -281,12 +304,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let full = || OpenOptions::new().append(true).open("/dev/full").unwrap();
         let path = folder.path().to_owned();
-        let mut recorder = Recorder { path, requests: full(), journal: full(), steps: None };
+        let (steps, resources) = (None, None);
+        let mut recorder = Recorder { path, requests: full(), journal: full(), steps, resources };
         let error = recorder.journal(&entry(1)).unwrap_err();
         assert!(error.hint().unwrap().contains("space"), "{error}");
 
         let path = folder.path().to_owned();
-        let recorder = Recorder { path, requests: full(), journal: full(), steps: None };
+        let (steps, resources) = (None, None);
+        let recorder = Recorder { path, requests: full(), journal: full(), steps, resources };
         let writer = crate::record::RecordWriter::start(recorder, None);
         // The thread stops at the first line; soon after, sending says so.
         while writer.journal(entry(2)).is_ok() {

@@ -276,7 +276,7 @@ mod tests {
             },
         };
         let journal = vec![memory(10, 1000), memory(30, 5000)];
-        RunData { manifest, requests: Vec::new(), journal, steps }
+        RunData { manifest, requests: Vec::new(), journal, steps, resources: Vec::new() }
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod http_cost;
 pub mod inside;
 pub mod latency;
 pub mod order_statistics;
+pub mod resources;
 pub mod staircase;
 pub mod summary;
 pub mod throughput;
@@ -42,7 +43,9 @@ pub fn summarise(run: &RunData) -> Summary {
     }
     let inside = inside::summarise(run, &grouped);
     let http_cost = http_cost::pair(&run.manifest.engines, &cases);
-    let warnings = checks::find(run, &grouped, &cases, complete);
+    let resources = resources::summarise(run, &grouped);
+    let mut warnings = checks::find(run, &grouped, &cases, complete);
+    warnings.extend(checks::resources::find(run, &grouped, resources.as_ref()));
     Summary {
         schema_version: SCHEMA_VERSION,
         name: run.manifest.name.clone(),
@@ -53,6 +56,7 @@ pub fn summarise(run: &RunData) -> Summary {
         absent,
         http_cost,
         inside,
+        resources,
         warnings,
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::ErrorClass;
 
 use super::inside::Inside;
+use super::resources::Resources;
 use super::warnings::Warning;
 
 /// Everything derived from one run.
@@ -32,6 +33,9 @@ pub struct Summary {
     /// What engines in this process told of themselves.
     #[serde(default)]
     pub inside: Vec<Inside>,
+    /// What was used meanwhile; absent in a run without a probe.
+    #[serde(default)]
+    pub resources: Option<Resources>,
     /// What a reader must know before believing the numbers.
     pub warnings: Vec<Warning>,
 }

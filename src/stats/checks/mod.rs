@@ -4,6 +4,7 @@
 mod fairness;
 mod gpu;
 mod measurement;
+pub mod resources;
 
 use std::collections::BTreeMap;
 

@@ -127,6 +127,7 @@ pub fn run() -> RunData {
         requests: sim.requests,
         journal: sim.journal,
         steps: sim.steps,
+        resources: Vec::new(),
     }
 }
 
