@@ -41,7 +41,7 @@ pub(super) fn ask(
         Ok(runtime) => runtime.block_on(answer(engines, shared, journal, questions)),
         Err(error) => {
             let reason = format!("the system gives no runtime: {error}");
-            journal.absent(ResourceSource::Engine, None, "every engine's word", &reason);
+            journal.absent(ResourceSource::Engine, None, "engines' own word", &reason);
         }
     }
 }

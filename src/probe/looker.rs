@@ -46,7 +46,7 @@ pub(super) fn look(interval: Duration, shared: &Shared, journal: &Journal, stopp
     let own = procfs.follow(std::process::id());
     if own.is_none() {
         let reason = "this system has no /proc, which is Linux's";
-        journal.absent(ResourceSource::Procfs, None, "every process", reason);
+        journal.absent(ResourceSource::Procfs, None, "processes", reason);
     }
     let mut looker = Looker {
         shared,
@@ -60,17 +60,13 @@ pub(super) fn look(interval: Duration, shared: &Shared, journal: &Journal, stopp
     };
     looker.tell(absent);
     let mut next = clock.now();
-    loop {
-        let record = looker.look_once();
-        if journal.lines.resource(record).is_err() {
-            return;
-        }
+    let mut is_last = false;
+    // A recorder that has stopped is noticed where it matters.
+    while journal.lines.resource(looker.look_once()).is_ok() && !is_last {
         let now = clock.now();
         next = following(next, now, interval);
-        match stopped.recv_timeout(next.since(now)) {
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
-        }
+        // After the end one more look: what grew in the last case is read off between two.
+        is_last = !matches!(stopped.recv_timeout(next.since(now)), Err(RecvTimeoutError::Timeout));
     }
 }
 

@@ -51,7 +51,7 @@ impl Gpus {
     /// Loads the library and asks which GPUs there are.
     pub(super) fn open() -> (Self, Vec<GpuIdentity>, Vec<Absence>) {
         let none = |reason: String| {
-            let absence = Absence { what: "every GPU".to_owned(), reason };
+            let absence = Absence { what: "GPUs".to_owned(), reason };
             (Self { nvml: None, states: Vec::new() }, Vec::new(), vec![absence])
         };
         let nvml = match Nvml::init() {

@@ -277,6 +277,7 @@ mod tests {
     struct Shell(Child);
 
     impl Shell {
+        #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
         fn start() -> Self {
             let mut shell = Command::new("sh");
             shell.args(["-c", "sleep 60 & echo ready; wait"]).stdout(Stdio::piped());

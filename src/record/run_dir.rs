@@ -65,7 +65,14 @@ impl RunDirError {
         match self {
             Self::Exists(_) => Some("choose another --out, or remove it".to_owned()),
             Self::NotARun(_) => Some("give the folder that `yardstick run` wrote".to_owned()),
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            Self::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull
+                        | io::ErrorKind::QuotaExceeded
+                        | io::ErrorKind::FileTooLarge
+                ) =>
+            {
                 Some("free some space; what was measured before is in the run directory".to_owned())
             }
             Self::Io { .. } | Self::Damaged { .. } => None,

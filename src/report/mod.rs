@@ -11,6 +11,7 @@ pub mod markdown;
 pub mod matrix;
 pub mod numbers;
 pub mod prose;
+pub mod resources;
 pub mod table;
 pub mod terminal;
 pub mod verdict;

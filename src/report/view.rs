@@ -31,6 +31,8 @@ pub struct View<'a> {
     pub http_cost: Vec<Table>,
     /// What engines in this process told of themselves.
     pub inside: Vec<Table>,
+    /// What was used while cases were measured.
+    pub resources: Vec<Table>,
     /// Cases that were not measured.
     pub absent: Vec<Absent>,
     /// What to beware of.
@@ -76,6 +78,7 @@ impl<'a> View<'a> {
             experiments: experiments(run, summary),
             http_cost: http_cost(&summary.http_cost),
             inside: super::inside::tables(&summary.inside),
+            resources: super::resources::tables(summary.resources.as_ref()),
             absent: absent(summary),
             warnings: &summary.warnings,
         }

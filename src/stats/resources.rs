@@ -3,6 +3,7 @@
 //! and their windows in `window`, memory by part in `memory`.
 
 pub mod memory;
+pub mod series;
 mod window;
 
 use std::collections::BTreeMap;
@@ -23,7 +24,8 @@ pub struct Resources {
     pub asked_hz: Option<f64>,
     /// Looks at processes and GPUs.
     pub num_looks: u64,
-    /// Looks a second that were made: looks after the first over the time from first to last.
+    /// Looks a second that were made: looks after the first over the time from first to last,
+    /// without the one that is taken as the probe is stopped.
     pub achieved_hz: Option<f64>,
     /// Longest time between two looks.
     pub longest_gap_ms: Option<f64>,

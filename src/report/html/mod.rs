@@ -7,6 +7,7 @@ mod charts;
 mod closing;
 mod escape;
 mod experiment;
+mod lanes;
 mod over_concurrency;
 mod policy;
 mod strip;
@@ -65,6 +66,7 @@ pub fn render(run: &RunData, summary: &Summary, out: &mut impl Write) -> fmt::Re
     }
     closing::http_cost(&page, out)?;
     closing::inside(&page, out)?;
+    closing::resources(&page, out)?;
     closing::engines(&page, out)?;
     closing::absent(&page, out)?;
     closing::warnings(&page, out)?;
@@ -109,6 +111,9 @@ fn header(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     }
     if !page.view.inside.is_empty() {
         out.write_str("<li><a href=\"#inside\">Inside the engine</a></li>\n")?;
+    }
+    if !page.view.resources.is_empty() {
+        out.write_str("<li><a href=\"#resources\">What was used</a></li>\n")?;
     }
     out.write_str("<li><a href=\"#engines\">Engines</a></li>\n")?;
     if !page.view.absent.is_empty() {

@@ -145,13 +145,11 @@ impl Told {
         let mut told = Self::default();
         for entry in &run.journal {
             match &entry.event {
-                JournalEvent::GpuMemory { engine, memory } if *engine == index => {
-                    if !told.on_gpu {
-                        told.on_gpu = true;
-                        told.weight_bytes = Some(memory.weight_bytes);
-                        told.kv_bytes = Some(memory.kv_bytes);
-                        told.before_bytes = Some(memory.context_bytes);
-                    }
+                JournalEvent::GpuMemory { engine, memory } if *engine == index && !told.on_gpu => {
+                    told.on_gpu = true;
+                    told.weight_bytes = Some(memory.weight_bytes);
+                    told.kv_bytes = Some(memory.kv_bytes);
+                    told.before_bytes = Some(memory.context_bytes);
                 }
                 JournalEvent::Memory {
                     engine, weight_bytes, kv_bytes, rss_before_bytes, ..

@@ -47,9 +47,10 @@ impl<'a> Looks<'a> {
 
     #[expect(clippy::cast_precision_loss, reason = "looks are far below 2^52")]
     pub(super) fn rate_hz(&self) -> Option<f64> {
-        let (first, last) = (self.looks.first()?, self.looks.last()?);
-        let seconds = last.at_ns.since(first.at_ns).as_secs_f64();
-        (seconds > 0.0).then(|| (self.looks.len() - 1) as f64 / seconds)
+        // The last look is not one of the grid: it is taken as the probe is stopped.
+        let grid = &self.looks[..self.looks.len().checked_sub(1)?];
+        let seconds = grid.last()?.at_ns.since(grid.first()?.at_ns).as_secs_f64();
+        (seconds > 0.0).then(|| (grid.len() - 1) as f64 / seconds)
     }
 
     pub(super) fn longest_gap_ms(&self) -> Option<f64> {
@@ -71,6 +72,13 @@ impl<'a> Looks<'a> {
 pub(super) struct Gpus {
     pub(super) by: Option<GpusBy>,
     indices: BTreeSet<u32>,
+}
+
+impl Gpus {
+    /// Whether a GPU is among them.
+    pub(super) fn holds(&self, gpu: u32) -> bool {
+        self.indices.contains(&gpu)
+    }
 }
 
 /// The looks that fall into one case.
@@ -103,15 +111,38 @@ impl<'a, 'r> Window<'a, 'r> {
         });
         let last = || looks.looks.last().map(|look| look.at_ns);
         let from = from.or_else(last).unwrap_or_default();
-        let is_here = engine
-            .is_some_and(|index| run.manifest.engines[index].spec.kind == EngineKind::Embedded);
+        let to = to.or_else(last).unwrap_or_default();
+        Self::between(run, looks, engine, from, to)
+    }
+
+    /// From one instant to another; empty if they are not in order.
+    pub(super) fn between(
+        run: &'r RunData,
+        looks: &'a Looks<'r>,
+        engine: Option<usize>,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Self {
+        let record = engine.and_then(|index| run.manifest.engines.get(index));
         Self {
             looks,
             from,
-            to: to.or_else(last).unwrap_or_default().max(from),
+            to: to.max(from),
             engine: engine.and_then(|index| u32::try_from(index).ok()),
-            is_here,
+            is_here: record.is_some_and(|engine| engine.spec.kind == EngineKind::Embedded),
         }
+    }
+
+    /// Whether an instant lies in it.
+    pub(super) fn holds(&self, instant: Timestamp) -> bool {
+        (self.from..=self.to).contains(&instant)
+    }
+
+    /// Values of the looks inside, each with its ms since the beginning.
+    pub(super) fn timed(&self, of: &dyn Fn(&'r ResourceRecord) -> Option<f64>) -> Vec<(f64, f64)> {
+        let value =
+            |look: &&'r ResourceRecord| Some((millis(look.at_ns.since(self.from)), of(look)?));
+        self.inside().iter().filter_map(value).collect()
     }
 
     fn inside(&self) -> &'a [&'r ResourceRecord] {
@@ -133,7 +164,7 @@ impl<'a, 'r> Window<'a, 'r> {
         self.inside().iter().filter_map(|look| own(look))
     }
 
-    fn engine_process(&self, look: &'r ResourceRecord) -> Option<&'r ProcessSample> {
+    pub(super) fn engine_process(&self, look: &'r ResourceRecord) -> Option<&'r ProcessSample> {
         if self.is_here {
             return own(look);
         }
@@ -177,12 +208,17 @@ impl<'a, 'r> Window<'a, 'r> {
         gpus: &'g Gpus,
     ) -> impl Iterator<Item = &'r GpuSample> + use<'g, 'r, 'a> {
         let all = self.inside().iter().flat_map(|look| &look.gpus);
-        all.filter(|sample| gpus.indices.contains(&sample.gpu))
+        all.filter(|sample| gpus.holds(sample.gpu))
     }
 
-    /// Memory at each look, summed over the GPUs.
-    #[expect(clippy::cast_precision_loss, reason = "memory is below 2^52 bytes")]
+    /// Memory at each look.
     pub(super) fn gpu_bytes(&self, gpus: &Gpus) -> Vec<f64> {
+        self.inside().iter().filter_map(|look| self.gpu_bytes_at(gpus, look)).collect()
+    }
+
+    /// Memory at one look, summed over the GPUs.
+    #[expect(clippy::cast_precision_loss, reason = "memory is below 2^52 bytes")]
+    pub(super) fn gpu_bytes_at(&self, gpus: &Gpus, look: &ResourceRecord) -> Option<f64> {
         let of = |sample: &GpuSample| match gpus.by? {
             GpusBy::Activity => sample.used_bytes,
             GpusBy::Process => {
@@ -192,12 +228,8 @@ impl<'a, 'r> Window<'a, 'r> {
                     .flatten()
             }
         };
-        let at = |look: &&ResourceRecord| {
-            let counted = look.gpus.iter().filter(|sample| gpus.indices.contains(&sample.gpu));
-            let sums = counted.filter_map(of).reduce(u64::saturating_add);
-            sums.map(|bytes| bytes as f64)
-        };
-        self.inside().iter().filter_map(at).collect()
+        let counted = look.gpus.iter().filter(|sample| gpus.holds(sample.gpu));
+        counted.filter_map(of).reduce(u64::saturating_add).map(|bytes| bytes as f64)
     }
 
     pub(super) fn utilization(&self, gpus: &Gpus) -> Vec<f64> {
@@ -240,11 +272,15 @@ impl<'a, 'r> Window<'a, 'r> {
         counts.into_iter().map(|(name, n)| (name, n as f64 / told.max(1) as f64)).collect()
     }
 
-    /// The engine's words from just before the case to just after it.
+    /// The engine's words in it.
     pub(super) fn words(&self) -> impl Iterator<Item = &'r EngineWord> {
-        let mine = |(_, word): &&(Timestamp, &EngineWord)| Some(word.engine) == self.engine;
-        let inside = |(at, _): &&(Timestamp, &EngineWord)| (self.from..=self.to).contains(at);
-        self.looks.words.iter().filter(mine).filter(inside).map(|(_, word)| *word)
+        self.timed_words().map(|(_, word)| word)
+    }
+
+    /// The engine's words in it, each with its instant.
+    pub(super) fn timed_words(&self) -> impl Iterator<Item = (Timestamp, &'r EngineWord)> {
+        let words = self.looks.words.iter().copied();
+        words.filter(|(at, word)| Some(word.engine) == self.engine && self.holds(*at))
     }
 
     /// Growth of a counter from the word before the case to the one after it.
