@@ -117,6 +117,23 @@ mod tests {
     }
 
     #[test]
+    fn real_clock_never_goes_back_from_whatever_thread_it_is_read() {
+        let clock = Clock::real();
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                let clock = clock.clone();
+                std::thread::spawn(move || (0..2_000).map(|_| clock.now()).collect::<Vec<_>>())
+            })
+            .collect();
+        for reader in readers {
+            assert!(reader.join().unwrap().is_sorted());
+        }
+        // `Instant` is CLOCK_MONOTONIC: setting the wall clock moves none of these.
+        let before = clock.now();
+        assert!(clock.now() >= before);
+    }
+
+    #[test]
     fn since_never_underflows() {
         let early = Timestamp::from_nanos(5);
         let late = Timestamp::from_nanos(7);

@@ -4,7 +4,7 @@
 //! Modules in the order in which data flows through them: a [`plan`] becomes
 //! cases; an [`experiment`] prepares an engine and hands requests of the
 //! [`workload`] to the [`load`] driver; the driver runs them against an
-//! [`engine`]; what happens is written by [`record`]; [`stats`] derives numbers
+//! [`engine`], while a [`probe`] looks at what is used; what happens is written by [`record`]; [`stats`] derives numbers
 //! and [`report`] shows them. [`infer`] is the embedded engine, [`server`] puts
 //! it behind HTTP, [`catalog`] finds its weights, [`lifecycle`] starts and stops
 //! engines that are processes of their own.
@@ -19,6 +19,7 @@ pub mod infer;
 pub mod lifecycle;
 pub mod load;
 pub mod plan;
+pub mod probe;
 pub mod record;
 pub mod report;
 pub mod server;

@@ -207,6 +207,11 @@ impl Report {
             Some(reason) => lines.push(("gpu", format!("none: {reason}"))),
             None => lines.extend(machine.gpus.iter().map(|gpu| ("gpu", gpu.clone()))),
         }
+        let silent = machine.notes.iter().filter(|(name, _)| name.ends_with("_silent"));
+        lines.extend(silent.filter_map(|(name, why)| {
+            let index = name.strip_prefix("gpu_")?.strip_suffix("_silent")?;
+            Some(("gpu", format!("GPU {index} does not answer: {why}")))
+        }));
         if let Some(driver) = machine.notes.get("nvidia_driver") {
             lines.push(("driver", driver.clone()));
         }

@@ -19,6 +19,7 @@ use crate::hardware;
 use crate::lifecycle::{Lifecycles, process::this_program};
 use crate::plan::lifecycle::parse_start;
 use crate::plan::{Case, Experiment, Plan, PromptPlan, expand};
+use crate::probe::{self, Probe};
 use crate::record::run_dir::{write_json, write_whole};
 use crate::record::{
     JournalEvent, Manifest, RecordWriter, Recorder, RunData, RunDirError, SCHEMA_VERSION,
@@ -83,6 +84,13 @@ pub struct Run {
     /// Weights of the embedded engine: auto, or dummy for seeded noise of the model's shapes
     #[arg(long, value_name = "FORMAT")]
     load_format: Option<super::LoadFormat>,
+    /// Do not look at processes, GPUs and the engines' own metrics while measuring
+    #[arg(long, conflicts_with = "probe_hz")]
+    no_probe: bool,
+    /// Looks at processes and GPUs per second
+    #[arg(long, value_name = "N", default_value_t = probe::DEFAULT_HZ,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(probe::MAX_HZ)))]
+    probe_hz: u32,
     /// Name of the run [default: comparison]
     #[arg(long)]
     name: Option<String>,
@@ -144,6 +152,7 @@ impl Run {
             cancel: &cancel,
             no_calibration: self.no_calibration.then(|| "--no-calibration was given".to_owned()),
             lifecycles: &lifecycles,
+            probe_hz: (!self.no_probe).then_some(self.probe_hz),
         };
         let measured = measurement.measure(&runtime, &contestants, &cases, recorder);
         drop(lifecycles);
@@ -255,6 +264,8 @@ struct Measurement<'a> {
     /// Why the client is not measured; `None` if it is.
     no_calibration: Option<String>,
     lifecycles: &'a Lifecycles,
+    /// Looks a second at resources; `None` for none.
+    probe_hz: Option<u32>,
 }
 
 impl Measurement<'_> {
@@ -279,6 +290,11 @@ impl Measurement<'_> {
             Box::new(count) as _
         });
         let writer = RecordWriter::start(recorder, count);
+        let probe = self
+            .probe_hz
+            .map(|hz| Probe::start(hz, &contestants.specs(), self.clock, &writer.sender()))
+            .transpose()
+            .context("cannot start the probe")?;
         let session = Session {
             engines: contestants.engines(),
             workload: &workload,
@@ -291,11 +307,14 @@ impl Measurement<'_> {
             lifecycles: self.lifecycles,
             introduction: contestants.introduction.clone(),
             unloadable: contestants.unloadable(),
+            probe: probe.as_ref().map_or_else(probe::Handle::off, Probe::handle),
         };
         let mut progress = RunProgress::new(cases, contestants.names());
         let ended = runtime.block_on(run_cases(&session, cases, &mut progress));
         progress.clear();
         drop(session);
+        // Its lines are with the recorder before that is asked to finish.
+        drop(probe);
         writer.finish()?;
         Ok(ended)
     }

@@ -126,9 +126,14 @@ impl Endpoint {
             Ok(Ok(socket)) => socket,
             Ok(Err(error)) => {
                 let what = format!("is unreachable: {}", io_reason(&error));
-                return Err(self
-                    .error(ErrorClass::Unreachable, what)
-                    .with_hint("start it, or check the URL"));
+                // What rustls refuses: a certificate, or bytes that are no TLS.
+                let hint = if self.tls && error.kind() == io::ErrorKind::InvalidData {
+                    "if it speaks no TLS give its http:// URL; if it does, name its certificate's \
+                     root in SSL_CERT_FILE"
+                } else {
+                    "start it, or check the URL"
+                };
+                return Err(self.error(ErrorClass::Unreachable, what).with_hint(hint));
             }
             Err(_) => {
                 let what = format!("accepted no connection within {CONNECT_TIMEOUT:?}");

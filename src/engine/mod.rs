@@ -18,6 +18,7 @@ mod patience;
 pub mod replay;
 mod reply;
 pub mod scripted;
+pub mod scrape;
 mod socket;
 pub mod spec;
 mod sse;

@@ -20,6 +20,7 @@ use crate::infer::InferError;
 use crate::infer::telemetry::ResidentBytes;
 use crate::lifecycle::Lifecycles;
 use crate::plan::Case;
+use crate::probe;
 use crate::record::{JournalEntry, JournalEvent, RecordWriter, RequestRecord, Stopped};
 use crate::workload::Workload;
 use search::Search;
@@ -52,6 +53,8 @@ pub struct Session<'a> {
     pub introduction: Vec<JournalEntry>,
     /// Whether an engine without a keeper can be made to give its memory back.
     pub unloadable: Vec<bool>,
+    /// Is told which engine is measured.
+    pub probe: probe::Handle,
 }
 
 /// Is told how a run goes, for progress on a terminal.
@@ -209,8 +212,11 @@ async fn run_case(
     }
     // Also a cold case leaves its engine warm.
     warm[engine] = true;
+    session.probe.open_case(cell.case.engine, cell.case.cold).await;
     observer.phase(cell.case, "measuring");
-    measure::measure(session, cell, observer).await
+    let measured = measure::measure(session, cell, observer).await;
+    session.probe.close_case(cell.case.engine).await;
+    measured
 }
 
 impl Session<'_> {

@@ -20,6 +20,8 @@ pub struct GpuFacts {
     pub gpus: Vec<Gpu>,
     /// Why `gpus` is empty; `None` if it is not.
     pub absent: Option<String>,
+    /// GPUs that are there and do not answer: index and reason.
+    pub silent: Vec<(u32, String)>,
     /// Driver version.
     pub driver: Option<String>,
 }
@@ -33,31 +35,46 @@ pub fn read() -> GpuFacts {
     }
 }
 
+/// Every GPU that answers: one that is lost must not hide the others.
 fn list(nvml: &Nvml) -> GpuFacts {
     let driver = nvml.sys_driver_version().ok();
-    let gpus = nvml.device_count().and_then(|count| {
-        (0..count)
-            .map(|index| {
-                let device = nvml.device_by_index(index)?;
-                Ok(Gpu { name: device.name()?, memory_bytes: device.memory_info()?.total })
-            })
-            .collect::<Result<Vec<_>, NvmlError>>()
-    });
-    match gpus {
-        Ok(gpus) => {
-            let absent = gpus.is_empty().then(|| "the NVIDIA driver lists no GPU".to_owned());
-            GpuFacts { gpus, absent, driver }
+    let mut facts = GpuFacts { driver, ..GpuFacts::default() };
+    let count = match nvml.device_count() {
+        Ok(count) => count,
+        Err(error) => return GpuFacts { absent: Some(reason(&error)), ..facts },
+    };
+    for index in 0..count {
+        match describe(nvml, index) {
+            Ok(gpu) => facts.gpus.push(gpu),
+            Err(error) => facts.silent.push((index, reason(&error))),
         }
-        Err(error) => GpuFacts { gpus: Vec::new(), absent: Some(reason(&error)), driver },
     }
+    if facts.gpus.is_empty() {
+        facts.absent = Some(match facts.silent.first() {
+            Some((index, why)) => format!("GPU {index} does not answer: {why}"),
+            None => "the NVIDIA driver lists no GPU".to_owned(),
+        });
+    }
+    facts
 }
 
-fn reason(error: &NvmlError) -> String {
+fn describe(nvml: &Nvml, index: u32) -> Result<Gpu, NvmlError> {
+    let device = nvml.device_by_index(index)?;
+    Ok(Gpu { name: device.name()?, memory_bytes: device.memory_info()?.total })
+}
+
+/// What NVML's error means, in a few lower-case words.
+#[must_use]
+pub fn reason(error: &NvmlError) -> String {
     match error {
         NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => {
             "no NVIDIA driver: libnvidia-ml was not found".to_owned()
         }
         NvmlError::DriverNotLoaded => "the NVIDIA driver is installed and not loaded".to_owned(),
+        NvmlError::NotSupported => "the GPU does not support it".to_owned(),
+        NvmlError::FailedToLoadSymbol(_) => "the driver is too old for it".to_owned(),
+        NvmlError::NoPermission => "the driver permits it to administrators only".to_owned(),
+        NvmlError::GpuLost => "the GPU was lost: it no longer answers on its bus".to_owned(),
         other => format!("NVML failed: {other}"),
     }
 }
@@ -69,6 +86,6 @@ mod tests {
     #[test]
     fn a_machine_without_a_driver_says_so() {
         assert!(reason(&NvmlError::LibraryNotFound).contains("libnvidia-ml"));
-        assert!(reason(&NvmlError::NoPermission).starts_with("NVML failed: "));
+        assert!(reason(&NvmlError::Unknown).starts_with("NVML failed: "));
     }
 }

@@ -17,7 +17,7 @@ use crate::units;
 pub use cards::{GpuCard, find_gpu_card, gpu_cards};
 pub use gpu::{Gpu, GpuFacts};
 pub use open_files::allow_streams;
-pub use process::{process_cpu_time, resident_bytes};
+pub use process::{process_cpu_time, resident_bytes, thread_cpu_time};
 
 /// Longest system file that is read; `/proc/cpuinfo` of the largest machines is a few MiB.
 const MAX_SYSTEM_FILE: u64 = 8 << 20;
@@ -27,8 +27,11 @@ const MAX_SYSTEM_FILE: u64 = 8 << 20;
 pub fn machine() -> Machine {
     let cpuinfo = read_system_file("/proc/cpuinfo").unwrap_or_default();
     let meminfo = read_system_file("/proc/meminfo").unwrap_or_default();
-    let GpuFacts { gpus, absent, driver } = gpu::read();
+    let GpuFacts { gpus, absent, silent, driver } = gpu::read();
     let mut notes = BTreeMap::new();
+    for (index, why) in silent {
+        notes.insert(format!("gpu_{index}_silent"), why);
+    }
     if let Some(driver) = driver {
         notes.insert("nvidia_driver".to_owned(), driver);
     }

@@ -9,13 +9,29 @@ use std::time::Duration;
 pub fn process_cpu_time() -> Duration {
     #[cfg(unix)]
     {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-        let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
-        Duration::new(seconds, nanos)
+        cpu_time(rustix::time::ClockId::ProcessCPUTime)
     }
     #[cfg(not(unix))]
     Duration::ZERO
+}
+
+/// Processor time of the calling thread (`CLOCK_THREAD_CPUTIME_ID`); as above.
+#[must_use]
+pub fn thread_cpu_time() -> Duration {
+    #[cfg(unix)]
+    {
+        cpu_time(rustix::time::ClockId::ThreadCPUTime)
+    }
+    #[cfg(not(unix))]
+    Duration::ZERO
+}
+
+#[cfg(unix)]
+fn cpu_time(clock: rustix::time::ClockId) -> Duration {
+    let time = rustix::time::clock_gettime(clock);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(seconds, nanos)
 }
 
 /// Resident memory of this process in bytes; absent where there is no `/proc`.

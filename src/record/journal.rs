@@ -7,6 +7,8 @@ use super::start::{PageCache, StartPhaseKind};
 use crate::infer::telemetry::{GpuMemory, LoadPhaseKind};
 use crate::plan::Cold;
 
+use super::{GpuIdentity, ResourceSource};
+
 /// An entry of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JournalEntry {
@@ -164,6 +166,24 @@ pub enum JournalEvent {
         signal: Option<i32>,
         /// The last 64 KiB, at most, of its log.
         log_tail: String,
+    },
+    /// The probe began to look at resources.
+    ProbeStarted {
+        /// Time between two looks that was asked for.
+        interval_ns: u64,
+        /// The GPUs that it looks at.
+        gpus: Vec<GpuIdentity>,
+    },
+    /// The probe cannot read something, from now on.
+    ResourceAbsent {
+        /// Where it would come from.
+        source: ResourceSource,
+        /// Index of the engine in the manifest that it is about, if one.
+        engine: Option<u32>,
+        /// What it is, in a few words.
+        what: String,
+        /// Why.
+        reason: String,
     },
     /// The user asked to stop; what was measured is kept.
     Interrupted,

@@ -6,6 +6,7 @@ pub mod journal;
 pub mod load;
 pub mod manifest;
 pub mod request;
+pub mod resource;
 pub mod run_dir;
 pub mod start;
 pub mod step;
@@ -16,10 +17,13 @@ pub use journal::{JournalEntry, JournalEvent};
 pub use load::LoadRecord;
 pub use manifest::{CaseRecord, EngineRecord, Machine, Manifest};
 pub use request::{CountSource, EventRecord, Outcome, RequestRecord};
+pub use resource::{
+    EngineWord, GpuIdentity, GpuProcess, GpuSample, ProcessSample, ResourceRecord, ResourceSource,
+};
 pub use run_dir::{Recorder, RunData, RunDirError};
 pub use start::{PageCache, StartPhaseKind};
 pub use step::StepRecord;
-pub use writer::{RecordWriter, Stopped};
+pub use writer::{LineSender, RecordWriter, Stopped};
 
 pub use crate::infer::telemetry::{GpuMemory, LoadPhaseKind};
 

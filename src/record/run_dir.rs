@@ -8,7 +8,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::{CalibrationRecord, JournalEntry, Manifest, RequestRecord, SCHEMA_VERSION, StepRecord};
+use super::{
+    CalibrationRecord, JournalEntry, Manifest, RequestRecord, ResourceRecord, SCHEMA_VERSION,
+    StepRecord,
+};
 
 /// Longest line that is read back: a request with the most events it can have.
 const MAX_LINE_BYTES: u64 = 64 << 20;
@@ -18,6 +21,8 @@ const STEPS: &str = "steps.jsonl";
 
 /// What the client's own measurement left, where it was measured.
 const CALIBRATION: &str = "calibration.jsonl";
+/// What the probe saw; absent where it did not look.
+const RESOURCES: &str = "resources.jsonl";
 
 /// A run directory that cannot be written or read.
 #[derive(Debug, Error)]
@@ -65,7 +70,14 @@ impl RunDirError {
         match self {
             Self::Exists(_) => Some("choose another --out, or remove it".to_owned()),
             Self::NotARun(_) => Some("give the folder that `yardstick run` wrote".to_owned()),
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            Self::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull
+                        | io::ErrorKind::QuotaExceeded
+                        | io::ErrorKind::FileTooLarge
+                ) =>
+            {
                 Some("free some space; what was measured before is in the run directory".to_owned())
             }
             Self::Io { .. } | Self::Damaged { .. } => None,
@@ -85,6 +97,8 @@ pub struct Recorder {
     steps: Option<File>,
     /// Created with its first line, as `steps`.
     calibration: Option<File>,
+    /// Created with its first line: a run may do without a probe.
+    resources: Option<File>,
 }
 
 impl Recorder {
@@ -107,6 +121,7 @@ impl Recorder {
             journal: append(&path.join("events.jsonl"))?,
             steps: None,
             calibration: None,
+            resources: None,
         })
     }
 
@@ -157,6 +172,19 @@ impl Recorder {
         };
         write_line(file, record, &path)
     }
+
+    /// Appends one look at resources.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn resource(&mut self, record: &ResourceRecord) -> Result<(), RunDirError> {
+        let path = self.path.join(RESOURCES);
+        let file = match &mut self.resources {
+            Some(file) => file,
+            none => none.insert(append(&path)?),
+        };
+        write_line(file, record, &path)
+    }
 }
 
 /// A run directory in memory.
@@ -172,6 +200,8 @@ pub struct RunData {
     pub steps: Vec<StepRecord>,
     /// The client's own measurement, in the order in which its requests ended.
     pub calibration: Vec<CalibrationRecord>,
+    /// What the probe saw, in the order in which it was written.
+    pub resources: Vec<ResourceRecord>,
 }
 
 impl RunData {
@@ -202,6 +232,7 @@ impl RunData {
             journal: read_lines(&path.join("events.jsonl"))?,
             steps: read_lines_if_any(&path.join(STEPS))?,
             calibration: read_lines_if_any(&path.join(CALIBRATION))?,
+            resources: read_lines_if_any(&path.join(RESOURCES))?,
         })
     }
 }
@@ -304,14 +335,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let full = || OpenOptions::new().append(true).open("/dev/full").unwrap();
         let path = folder.path().to_owned();
-        let mut recorder =
-            Recorder { path, requests: full(), journal: full(), steps: None, calibration: None };
+        let full_disk = |path| Recorder {
+            path,
+            requests: full(),
+            journal: full(),
+            steps: None,
+            calibration: None,
+            resources: None,
+        };
+        let mut recorder = full_disk(path);
         let error = recorder.journal(&entry(1)).unwrap_err();
         assert!(error.hint().unwrap().contains("space"), "{error}");
 
         let path = folder.path().to_owned();
-        let recorder =
-            Recorder { path, requests: full(), journal: full(), steps: None, calibration: None };
+        let recorder = full_disk(path);
         let writer = crate::record::RecordWriter::start(recorder, None);
         // The thread stops at the first line; soon after, sending says so.
         while writer.journal(entry(2)).is_ok() {

@@ -5,7 +5,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use super::{
-    CalibrationRecord, CountSource, JournalEntry, Recorder, RequestRecord, RunDirError, StepRecord,
+    CalibrationRecord, CountSource, JournalEntry, Recorder, RequestRecord, ResourceRecord,
+    RunDirError, StepRecord,
 };
 
 /// Lines that may wait for the disk; past it the sender waits too.
@@ -19,12 +20,36 @@ enum Line {
     Journal(JournalEntry),
     Step(StepRecord),
     Calibration(Box<CalibrationRecord>),
+    Resource(Box<ResourceRecord>),
 }
 
 /// Hands lines to the recorder's thread.
 pub struct RecordWriter {
     lines: SyncSender<Line>,
     thread: JoinHandle<Result<(), RunDirError>>,
+}
+
+/// Hands lines to the recorder's thread from another one. The recorder ends
+/// only when every sender is gone.
+#[derive(Clone)]
+pub struct LineSender(SyncSender<Line>);
+
+impl LineSender {
+    /// Queues a look at resources.
+    ///
+    /// # Errors
+    /// When the recorder has stopped at an error.
+    pub fn resource(&self, record: ResourceRecord) -> Result<(), Stopped> {
+        self.0.send(Line::Resource(Box::new(record))).map_err(|_| Stopped)
+    }
+
+    /// Queues a journal entry.
+    ///
+    /// # Errors
+    /// When the recorder has stopped at an error.
+    pub fn journal(&self, entry: JournalEntry) -> Result<(), Stopped> {
+        self.0.send(Line::Journal(entry)).map_err(|_| Stopped)
+    }
 }
 
 /// The recorder has stopped; [`RecordWriter::finish`] says why.
@@ -76,6 +101,12 @@ impl RecordWriter {
         self.lines.send(Line::Calibration(Box::new(record))).map_err(|_| Stopped)
     }
 
+    /// A sender for another thread, which must be gone before [`RecordWriter::finish`] returns.
+    #[must_use]
+    pub fn sender(&self) -> LineSender {
+        LineSender(self.lines.clone())
+    }
+
     /// Waits until every queued line is in its file.
     ///
     /// # Errors
@@ -116,6 +147,7 @@ fn write(
             Line::Journal(entry) => recorder.journal(&entry)?,
             Line::Step(step) => recorder.step(&step)?,
             Line::Calibration(record) => recorder.calibration(&record)?,
+            Line::Resource(record) => recorder.resource(&record)?,
         }
     }
     Ok(())

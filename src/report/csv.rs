@@ -4,6 +4,7 @@
 use std::fmt::{self, Write};
 
 use crate::stats::Summary;
+use crate::stats::resources::CaseResources;
 use crate::stats::summary::{CaseSummary, Distribution, Interval};
 
 /// The columns, in order: what identifies a row, then its numbers.
@@ -57,6 +58,14 @@ pub fn render(summary: &Summary, out: &mut impl Write) -> fmt::Result {
                 fields[14] = case.steady_absent.clone().unwrap_or_default();
             }
             writer.write_record(row(case, &metric, unit, fields)).map_err(|_| fmt::Error)?;
+        }
+        let used = summary.resources.iter().flat_map(|resources| &resources.cases);
+        for used in used.filter(|used| used.case == case.case) {
+            for (metric, unit, value) in resource_values(used) {
+                let mut fields = Numbers::default();
+                fields[1] = number(value);
+                writer.write_record(row(case, metric, unit, fields)).map_err(|_| fmt::Error)?;
+            }
         }
     }
     let bytes = writer.into_inner().map_err(|_| fmt::Error)?;
@@ -116,6 +125,27 @@ fn values(case: &CaseSummary) -> Vec<(String, &'static str, Option<f64>)> {
         values.push((format!("errors_{class}"), "1", Some(*count as f64)));
     }
     values
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn resource_values(used: &CaseResources) -> [(&'static str, &'static str, Option<f64>); 14] {
+    let whole = |count: Option<u64>| count.map(|count| count as f64);
+    [
+        ("rss_peak", "B", used.rss_bytes.map(|level| level.peak)),
+        ("rss_median", "B", used.rss_bytes.map(|level| level.median)),
+        ("cpu_share", "1", used.cpu_share),
+        ("gpu_memory_peak", "B", used.gpu_bytes.map(|level| level.peak)),
+        ("gpu_memory_median", "B", used.gpu_bytes.map(|level| level.median)),
+        ("gpu_utilization", "%", used.gpu_utilization_percent),
+        ("power", "W", used.power_w),
+        ("energy", "J", used.energy_j),
+        ("energy_per_output_token", "J", used.energy_per_output_token_j),
+        ("kv_usage_peak", "1", used.kv_usage.map(|level| level.peak)),
+        ("peak_waiting", "1", whole(used.peak_waiting)),
+        ("preemptions", "1", whole(used.preemptions)),
+        ("prefix_queries", "1", whole(used.prefix_queries)),
+        ("prefix_hits", "1", whole(used.prefix_hits)),
+    ]
 }
 
 fn statistics(distribution: &Distribution) -> Numbers {

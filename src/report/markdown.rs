@@ -67,6 +67,13 @@ pub fn render(view: &View<'_>, out: &mut impl Write) -> fmt::Result {
         writeln!(out, "\n**{}**\n", escape(&told.caption))?;
         table(out, told)?;
     }
+    if !view.resources.is_empty() {
+        writeln!(out, "\n## What was used")?;
+    }
+    for used in &view.resources {
+        writeln!(out, "\n**{}**\n", escape(&used.caption))?;
+        table(out, used)?;
+    }
     if !view.absent.is_empty() {
         writeln!(out, "\n## Not measured\n")?;
     }

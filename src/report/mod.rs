@@ -15,6 +15,7 @@ pub mod misreading;
 pub mod numbers;
 pub mod own_error;
 pub mod prose;
+pub mod resources;
 pub mod table;
 pub mod terminal;
 pub mod verdict;

@@ -87,6 +87,17 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
         writeln!(out, "{}", told.caption)?;
         left_out.extend(table(out, told, ink, width)?);
     }
+    if !view.resources.is_empty() {
+        writeln!(out)?;
+        writeln!(out, "{}", ink.strong(&rule("what was used", "", width)))?;
+    }
+    for (i, used) in view.resources.iter().enumerate() {
+        if i > 0 {
+            writeln!(out)?;
+        }
+        writeln!(out, "{}", used.caption)?;
+        left_out.extend(table(out, used, ink, width)?);
+    }
     if !view.absent.is_empty() {
         writeln!(out)?;
         writeln!(out, "{}", ink.strong(&rule("not measured", "", width)))?;

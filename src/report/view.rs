@@ -36,6 +36,8 @@ pub struct View<'a> {
     pub cold_starts: Vec<Table>,
     /// What engines in this process told of themselves.
     pub inside: Vec<Table>,
+    /// What was used while cases were measured.
+    pub resources: Vec<Table>,
     /// Cases that were not measured.
     pub absent: Vec<Absent>,
     /// What to beware of.
@@ -83,6 +85,7 @@ impl<'a> View<'a> {
             capacity: load_table::capacity_tables(&summary.capacity),
             cold_starts: super::cold_start::tables(&summary.cold_starts),
             inside: super::inside::tables(&summary.inside),
+            resources: super::resources::tables(summary.resources.as_ref()),
             absent: absent(summary),
             warnings: &summary.warnings,
         }

@@ -276,7 +276,8 @@ mod tests {
             },
         };
         let journal = vec![memory(10, 1000), memory(30, 5000)];
-        RunData { manifest, requests: Vec::new(), journal, steps, calibration: Vec::new() }
+        let (requests, calibration, resources) = (Vec::new(), Vec::new(), Vec::new());
+        RunData { manifest, requests, journal, steps, calibration, resources }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod latency;
 pub mod misreading;
 pub mod open_loop;
 pub mod order_statistics;
+pub mod resources;
 pub mod staircase;
 pub mod summary;
 pub mod throughput;
@@ -60,7 +61,9 @@ pub fn summarise(run: &RunData) -> Summary {
     let http_cost = http_cost::pair(&run.manifest.engines, &cases);
     let client_error = client_error::find(run);
     let capacity = capacity::capacities(&cases);
-    let warnings = checks::find(run, &grouped, &cases, client_error.as_ref(), complete);
+    let resources = resources::summarise(run, &grouped);
+    let mut warnings = checks::find(run, &grouped, &cases, client_error.as_ref(), complete);
+    warnings.extend(checks::resources::find(run, &grouped, resources.as_ref()));
     Summary {
         schema_version: SCHEMA_VERSION,
         name: run.manifest.name.clone(),
@@ -74,6 +77,7 @@ pub fn summarise(run: &RunData) -> Summary {
         cold_starts,
         inside,
         client_error,
+        resources,
         warnings,
     }
 }

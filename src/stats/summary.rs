@@ -12,6 +12,7 @@ use super::client_error::ClientErrors;
 use super::cold_start::ColdStart;
 use super::inside::Inside;
 use super::open_loop::LoadSummary;
+use super::resources::Resources;
 use super::warnings::Warning;
 
 /// Everything derived from one run.
@@ -45,6 +46,9 @@ pub struct Summary {
     /// What our own client adds, as measured before and after the cases.
     #[serde(default)]
     pub client_error: Option<ClientErrors>,
+    /// What was used meanwhile; absent in a run without a probe.
+    #[serde(default)]
+    pub resources: Option<Resources>,
     /// What a reader must know before believing the numbers.
     pub warnings: Vec<Warning>,
 }

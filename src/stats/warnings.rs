@@ -50,6 +50,8 @@ pub enum WarningClass {
     SendSpread,
     /// The machine was busy when the run began.
     BusyMachine,
+    /// Something held a GPU's clocks down while a case was measured.
+    Throttled,
     /// The client used most of its processor.
     ClientSaturated,
     /// Requests of an open loop left later than they were to.

@@ -7,6 +7,7 @@ mod browser;
 mod fixture;
 mod format;
 mod markup;
+mod watch;
 
 use proptest::prelude::*;
 use yardstick::clock::Timestamp;
@@ -20,6 +21,11 @@ fn measured() -> (RunData, Summary) {
     let run = fixture::run();
     let summary = stats::summarise(&run);
     (run, summary)
+}
+
+/// The run as a probe saw it.
+fn watched() -> RunData {
+    watch::watch(fixture::run())
 }
 
 fn terminal(run: &RunData, color: bool, width: usize) -> String {
@@ -53,6 +59,26 @@ fn terminal_report_reads_well_at_80_columns() {
         assert!(line.chars().count() <= 80, "{line}");
     }
     insta::assert_snapshot!(text);
+}
+
+#[test]
+fn what_was_used_is_in_every_format() {
+    let run = watched();
+    let page = html(&run);
+    markup::check(&page);
+    for words in ["What was used", "GPU memory, up to 8.6", "KV cache used, up to 40.0 %"] {
+        assert!(page.contains(words), "{words}");
+    }
+    assert!(page.contains("port 11434 is held by docker-proxy"), "absence has its reason");
+    let text = terminal(&run, false, 80);
+    assert!(text.lines().all(|line| line.chars().count() <= 80));
+    for words in ["memory and processor", "the engines' own word", "sw_power_cap in 100 %"] {
+        assert!(text.contains(words), "{words} is not in:\n{text}");
+    }
+    assert!(markdown(&run).contains("## What was used"));
+    let rows = csv(&run);
+    assert!(rows.contains(",energy_per_output_token,J,,"), "{rows}");
+    assert!(!csv(&fixture::run()).contains("energy"), "no row where nothing was looked at");
 }
 
 #[test]

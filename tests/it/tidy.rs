@@ -66,6 +66,19 @@ fn only_the_clock_reads_time() {
     refuse(&["src/"], &["Instant::now", "SystemTime::now", "Timestamp::now"], &["src/clock.rs"]);
 }
 
+/// The wall clock steps: it labels runs and seeds, and no duration comes of it.
+#[test]
+fn the_wall_clock_is_read_for_labels_only() {
+    let labels = [
+        "src/clock.rs",
+        "src/cli/run.rs",
+        "src/infer/tokenizer/template.rs",
+        "src/server/openai.rs",
+    ];
+    let needles = ["SystemTime", "Clock::wall", ".duration_since(", ".elapsed()"];
+    refuse(&["src/"], &needles, &labels);
+}
+
 #[test]
 fn infer_knows_no_http_plan_or_report() {
     let mut found = Vec::new();

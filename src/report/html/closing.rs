@@ -44,6 +44,21 @@ pub(super) fn inside(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     out.write_str("</section>\n")
 }
 
+pub(super) fn resources(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
+    if page.view.resources.is_empty() {
+        return Ok(());
+    }
+    open(out, "resources", "What was used")?;
+    out.write_str(
+        "<p class=\"lead\">Memory, processors and GPUs while cases were measured, warm-up left \
+         out. What an embedded engine used is that of this whole process, the client in it.</p>\n",
+    )?;
+    for table in &page.view.resources {
+        tables::table(page, table, out)?;
+    }
+    out.write_str("</section>\n")
+}
+
 pub(super) fn engines(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     open(out, "engines", "Engines and machine")?;
     tables::table(page, &page.view.engines, out)?;

@@ -9,6 +9,7 @@ mod closing;
 mod cold_start;
 mod escape;
 mod experiment;
+mod lanes;
 mod over_concurrency;
 mod over_rate;
 mod policy;
@@ -70,6 +71,7 @@ pub fn render(run: &RunData, summary: &Summary, out: &mut impl Write) -> fmt::Re
     cold_start::section(&page, out)?;
     closing::http_cost(&page, out)?;
     closing::inside(&page, out)?;
+    closing::resources(&page, out)?;
     closing::engines(&page, out)?;
     closing::absent(&page, out)?;
     closing::warnings(&page, out)?;
@@ -120,6 +122,9 @@ fn header(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     }
     if !page.view.inside.is_empty() {
         out.write_str("<li><a href=\"#inside\">Inside the engine</a></li>\n")?;
+    }
+    if !page.view.resources.is_empty() {
+        out.write_str("<li><a href=\"#resources\">What was used</a></li>\n")?;
     }
     out.write_str("<li><a href=\"#engines\">Engines</a></li>\n")?;
     if !page.view.absent.is_empty() {

@@ -1,5 +1,5 @@
 //! Every request of a burst on one time axis: waiting, then tokens. A queue
-//! before a few slots shows as a staircase.
+//! before a few slots shows as a staircase; what was used lies below.
 
 use std::fmt::Write;
 
@@ -7,7 +7,9 @@ use super::Page;
 use super::axis::Axis;
 use super::charts::{Frame, WIDTH};
 use super::escape::coordinate;
+use super::lanes::Lanes;
 use super::svg::{Anchor, Svg};
+use crate::clock::Timestamp;
 use crate::record::{Outcome, RequestRecord};
 use crate::report::numbers::write_latency;
 use crate::stats::distribution::median;
@@ -44,7 +46,9 @@ pub(super) fn draw(page: &Page<'_>, case: &CaseSummary, until: f64, id: &str) ->
         return None;
     }
     let pitch = if shown.len() > 20 { 9.0 } else { 14.0 };
-    let bottom = TOP + pitch * f64::from(u32::try_from(shown.len()).ok()?);
+    let rows_end = TOP + pitch * f64::from(u32::try_from(shown.len()).ok()?);
+    let lanes = Lanes::of(page, case, origin(page, case), until);
+    let bottom = rows_end + lanes.height();
     let frame = Frame { left: 30.0, right: WIDTH - 12.0, top: TOP, bottom };
     let seconds = until >= 2_000.0;
     let (per_ms, unit) = if seconds { (1e-3, "s") } else { (1.0, "ms") };
@@ -57,9 +61,10 @@ pub(super) fn draw(page: &Page<'_>, case: &CaseSummary, until: f64, id: &str) ->
         let y = TOP + pitch * f64::from(u32::try_from(i).ok()?);
         draw_bar(&mut svg, bar, (y, pitch - 3.0), stride, &|ms| x.at(ms * per_ms));
     }
+    lanes.draw(&mut svg, Frame { bottom: rows_end, ..frame }, &|ms| x.at(ms * per_ms));
     svg.close();
     let title = format!("Requests over time, {} in {}", case.engine, case.experiment);
-    Some(svg.finish(id, &title, &describe(case, &bars)))
+    Some(svg.finish(id, &title, &(describe(case, &bars) + &lanes.describe())))
 }
 
 fn describe(case: &CaseSummary, bars: &[Bar<'_>]) -> String {
@@ -86,12 +91,24 @@ fn describe(case: &CaseSummary, bars: &[Bar<'_>]) -> String {
     text
 }
 
+fn requests<'a>(
+    page: &Page<'a>,
+    case: &CaseSummary,
+) -> impl Iterator<Item = &'a RequestRecord> + use<'a> {
+    let number = case.case;
+    page.run.requests.iter().filter(move |r| r.case == number && !r.warmup)
+}
+
+/// The first release of a case.
+fn origin(page: &Page<'_>, case: &CaseSummary) -> Timestamp {
+    requests(page, case).map(|request| request.intended_at_ns).min().unwrap_or_default()
+}
+
 /// Measured requests of a case, those with the earliest first token first,
 /// those without one last.
 fn bars<'a>(page: &Page<'a>, case: &CaseSummary) -> Vec<Bar<'a>> {
-    let requests = || page.run.requests.iter().filter(|r| r.case == case.case && !r.warmup);
-    let origin = requests().map(|request| request.intended_at_ns).min().unwrap_or_default();
-    let mut bars: Vec<Bar<'a>> = requests()
+    let origin = origin(page, case);
+    let mut bars: Vec<Bar<'a>> = requests(page, case)
         .filter_map(|request| {
             let sent = crate::units::millis(request.sent_at_ns?.since(origin));
             Some(Bar {

@@ -99,6 +99,7 @@ mod tests {
             journal: Vec::new(),
             steps: Vec::new(),
             calibration: Vec::new(),
+            resources: Vec::new(),
         };
         let found = crate::stats::summarise(&run).warnings;
         let of_us = [WarningClass::LateArrivals, WarningClass::InFlightBound];

@@ -6,6 +6,7 @@ mod client;
 mod fairness;
 mod gpu;
 mod measurement;
+pub mod resources;
 
 use std::collections::BTreeMap;
 

@@ -9,7 +9,7 @@ use crate::support::browser::{dump, find_or_skip};
 fn the_report_opens_in_a_browser_and_fits_a_phone() {
     let Some(browser) = find_or_skip() else { return };
     let home = tempfile::tempdir().unwrap();
-    let page = super::html(&super::fixture::run());
+    let page = super::html(&super::watched());
     let report = home.path().join("report.html");
     std::fs::write(&report, &page).unwrap();
     let dom = dump(&browser, &report, 1200);

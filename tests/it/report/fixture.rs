@@ -132,6 +132,7 @@ pub fn run() -> RunData {
         journal: sim.journal,
         steps: sim.steps,
         calibration: sim.calibration,
+        resources: Vec::new(),
     }
 }
 

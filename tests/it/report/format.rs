@@ -10,7 +10,7 @@ use yardstick::record::{JournalEntry, JournalEvent};
 const FORMAT: &str = include_str!("../../../docs/FORMAT.md");
 
 /// Fields whose keys are data, not names of the format.
-const MAPS: [&str; 4] = ["settings", "notes", "server", "errors"];
+const MAPS: [&str; 5] = ["settings", "notes", "server", "errors", "throttled"];
 
 #[test]
 fn format_page_names_every_field_of_every_file() {
@@ -20,10 +20,14 @@ fn format_page_names_every_field_of_every_file() {
     collect(&run.requests, &mut names);
     collect(&run.journal, &mut names);
     collect(&run.steps, &mut names);
+    collect(&super::watched().resources, &mut names);
+    collect(&super::stats::summarise(&super::watched()), &mut names);
     let at_ns = Timestamp::from_nanos(0);
     for event in [
         JournalEvent::CaseFailed { case: 0, message: String::new() },
         JournalEvent::Interrupted,
+        JournalEvent::ProbeStarted { interval_ns: 1, gpus: super::watch::gpus() },
+        super::watch::absent(),
         JournalEvent::TelemetryLost { engine: 0, num_events: 1 },
     ] {
         collect(&JournalEntry { at_ns, event }, &mut names);

@@ -1,6 +1,7 @@
 //! Parts that several modules share.
 
 pub mod browser;
+pub mod nvml;
 pub mod scripted;
 pub mod wire;
 
