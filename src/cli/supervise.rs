@@ -36,7 +36,8 @@ impl SuperviseExec {
     /// Why it cannot be executed.
     pub fn execute(self, _global: &Global) -> anyhow::Result<ExitStatus> {
         #[cfg(target_os = "linux")]
-        if let Err(error) = crate::lifecycle::supervise::become_engine(self.supervisor, &self.command)
+        if let Err(error) =
+            crate::lifecycle::supervise::become_engine(self.supervisor, &self.command)
         {
             let program = self.command.first().map_or("", String::as_str);
             let message = format!("cannot execute `{program}`: {error}");

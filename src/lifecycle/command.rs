@@ -52,8 +52,9 @@ impl CommandEngine {
         model: &str,
         (program, logs, clock): (PathBuf, PathBuf, Clock),
     ) -> Result<Self, EngineError> {
-        let failed =
-            |what: String| EngineError::new(ErrorClass::Engine, format!("engine {}: {what}", spec.name));
+        let failed = |what: String| {
+            EngineError::new(ErrorClass::Engine, format!("engine {}: {what}", spec.name))
+        };
         let port = launch::port(plan, spec).map_err(failed)?;
         if let Some(url) = &mut spec.url {
             // Fails only for URLs that have no host, which a specification refuses.
@@ -111,7 +112,8 @@ impl CommandEngine {
     /// Why it does not serve. Nothing of it runs then.
     pub(super) fn start(&mut self, start: &mut Start<'_>) -> Result<(), EngineError> {
         if self.num_failed_starts >= MAX_FAILED_STARTS {
-            let what = format!("did not start {MAX_FAILED_STARTS} times in a row, and is not tried again");
+            let what =
+                format!("did not start {MAX_FAILED_STARTS} times in a row, and is not tried again");
             return Err(self.error(ErrorClass::Engine, &what));
         }
         let result = self.try_start(start);
@@ -133,11 +135,13 @@ impl CommandEngine {
         if address.is_open() {
             let by = listener::on(address.port).map_or(String::new(), |who| format!(" by {who}"));
             let what = format!("cannot be started: port {} is taken{by}", address.port);
-            let hint = "stop what listens there, or give the engine another `port`, or `port = \"free\"`";
+            let hint =
+                "stop what listens there, or give the engine another `port`, or `port = \"free\"`";
             return Err(self.error(ErrorClass::Engine, &what).with_hint(hint));
         }
         self.num_starts += 1;
-        let cannot = |what: String| self.error(ErrorClass::Engine, &format!("cannot be started: {what}"));
+        let cannot =
+            |what: String| self.error(ErrorClass::Engine, &format!("cannot be started: {what}"));
         let log = self.log();
         if let Some(folder) = log.parent() {
             std::fs::create_dir_all(folder)
@@ -153,7 +157,12 @@ impl CommandEngine {
             port: address.port,
             model: &self.model,
             log: log.clone(),
-            container: format!("yardstick-{}-{}-{}", self.name, std::process::id(), self.num_starts),
+            container: format!(
+                "yardstick-{}-{}-{}",
+                self.name,
+                std::process::id(),
+                self.num_starts
+            ),
             caches: caches.clone(),
         };
         let order = launch.order().map_err(&cannot)?;
@@ -170,7 +179,9 @@ impl CommandEngine {
         self.log_from = log_from;
         let mut cold = start.cold.to_vec();
         // Only what was seen to be cold is called so.
-        cold.retain(|kind| *kind != Cold::PageCache || page_cache.as_ref().is_some_and(weight_files::is_cold));
+        cold.retain(|kind| {
+            *kind != Cold::PageCache || page_cache.as_ref().is_some_and(weight_files::is_cold)
+        });
         let at = process.go(&self.clock);
         self.process = Some(process);
         let (engine, case) = (self.index, start.case);
@@ -212,7 +223,8 @@ impl CommandEngine {
                 self.error(ErrorClass::Engine, &format!("{how} while starting{said}"))
             }
             Waiting::TooLong => {
-                let what = format!("was not ready within {} s: waited for {what}{said}", limit.as_secs());
+                let what =
+                    format!("was not ready within {} s: waited for {what}{said}", limit.as_secs());
                 self.error(ErrorClass::Timeout, &what)
             }
         };

@@ -144,7 +144,10 @@ mod tests {
 
     #[test]
     fn workers_side_by_side_count_as_the_slowest() {
-        is("Loading weights took 2.0 seconds\nLoading weights took 3.5 seconds\n", &[("weights", 3_500)]);
+        is(
+            "Loading weights took 2.0 seconds\nLoading weights took 3.5 seconds\n",
+            &[("weights", 3_500)],
+        );
     }
 
     #[test]

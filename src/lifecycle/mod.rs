@@ -229,12 +229,13 @@ impl Keeper {
     /// When an engine that should sleep does not.
     pub async fn stop(&self) -> Result<Option<JournalEntry>, EngineError> {
         let keeper = self.clone();
-        let stopped: Option<(Duration, bool)> =
-            joined(tokio::task::spawn_blocking(move || match &mut *keeper.lock() {
+        let stopped: Option<(Duration, bool)> = joined(
+            tokio::task::spawn_blocking(move || match &mut *keeper.lock() {
                 Managed::Command(engine) => Ok(engine.stop()),
                 Managed::Sleep(engine) => engine.stop(),
             })
-            .await)??;
+            .await,
+        )??;
         Ok(stopped.map(|(took, killed)| {
             let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
             let event = JournalEvent::EngineStopped { engine: self.index, took_ns, killed };

@@ -147,7 +147,9 @@ impl Process {
     }
 
     fn write(&mut self, line: &[u8]) -> std::io::Result<()> {
-        self.words.as_mut().map_or(Ok(()), |words| words.write_all(line).and_then(|()| words.flush()))
+        self.words
+            .as_mut()
+            .map_or(Ok(()), |words| words.write_all(line).and_then(|()| words.flush()))
     }
 
     /// Ends the supervisor, and what it left if it was killed itself.

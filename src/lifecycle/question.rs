@@ -51,9 +51,8 @@ impl Address {
              Content-Length: 0\r\nConnection: close\r\n{bearer}\r\n",
             self.base, self.host, self.port
         );
-        let sent = stream
-            .set_read_timeout(Some(LOOK))
-            .and_then(|()| stream.write_all(request.as_bytes()));
+        let sent =
+            stream.set_read_timeout(Some(LOOK)).and_then(|()| stream.write_all(request.as_bytes()));
         if sent.is_err() {
             return Answer::Silent;
         }
@@ -63,7 +62,9 @@ impl Address {
             match stream.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(read) => bytes.extend(buffer.get(..read).unwrap_or_default()),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+                {
                     if is_whole(&bytes) || give_up() {
                         break;
                     }
@@ -89,7 +90,8 @@ impl Address {
 fn is_whole(bytes: &[u8]) -> bool {
     let Some((head, body)) = split(bytes) else { return false };
     let head = String::from_utf8_lossy(head).to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
     length.is_some_and(|length: usize| body.len() >= length)
 }
 

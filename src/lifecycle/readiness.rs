@@ -38,7 +38,9 @@ impl Readiness {
     pub(super) fn new(kind: EngineKind, address: Address, asked: Option<&str>) -> Self {
         let (health, models) = match kind {
             EngineKind::Ollama => ("/api/version", "/api/tags"),
-            EngineKind::Vllm | EngineKind::Openai | EngineKind::Embedded => ("/health", "/v1/models"),
+            EngineKind::Vllm | EngineKind::Openai | EngineKind::Embedded => {
+                ("/health", "/v1/models")
+            }
         };
         Self {
             address,
@@ -65,31 +67,34 @@ impl Readiness {
         wait.poll(&format!("port {port} to open"), || self.address.is_open().then_some(()))?;
         reached(StartPhaseKind::PortOpen, clock.now());
         let mut last = String::from("no answer");
-        let healthy = wait.poll_said(&format!("{} to answer 200", self.health), &mut last, |last| {
-            match self.address.ask("GET", &self.health, &|| wait.is_over()) {
+        let healthy = wait.poll_said(
+            &format!("{} to answer 200", self.health),
+            &mut last,
+            |last| match self.address.ask("GET", &self.health, &|| wait.is_over()) {
                 Answer::Status(200, _) => Some(true),
                 Answer::Status(404 | 405 | 501, _) if self.health_optional => Some(false),
                 other => {
                     *last = describe(&other);
                     None
                 }
-            }
-        })?;
+            },
+        )?;
         if healthy {
             reached(StartPhaseKind::Healthy, clock.now());
         }
-        let listed = wait.poll_said(&format!("{} to list a model", self.models), &mut last, |last| {
-            match self.address.ask("GET", self.models, &|| wait.is_over()) {
-                Answer::Status(200, body) if lists(&body) => Some(true),
-                Answer::Status(404 | 405 | 501, _) => Some(false),
-                // Ollama may have no model yet, which its adapter then says.
-                Answer::Status(200, _) if self.models == "/api/tags" => Some(false),
-                other => {
-                    *last = describe(&other);
-                    None
+        let listed =
+            wait.poll_said(&format!("{} to list a model", self.models), &mut last, |last| {
+                match self.address.ask("GET", self.models, &|| wait.is_over()) {
+                    Answer::Status(200, body) if lists(&body) => Some(true),
+                    Answer::Status(404 | 405 | 501, _) => Some(false),
+                    // Ollama may have no model yet, which its adapter then says.
+                    Answer::Status(200, _) if self.models == "/api/tags" => Some(false),
+                    other => {
+                        *last = describe(&other);
+                        None
+                    }
                 }
-            }
-        })?;
+            })?;
         if listed {
             reached(StartPhaseKind::ModelListed, clock.now());
         }

@@ -181,7 +181,8 @@ mod tests {
         let mut noted = Vec::new();
         let mut sink = |entry| noted.push(entry);
         let cancel = CancellationToken::new();
-        let mut start = Start { case: Some(3), cold: &[Cold::Model], cancel: &cancel, sink: &mut sink };
+        let mut start =
+            Start { case: Some(3), cold: &[Cold::Model], cancel: &cancel, sink: &mut sink };
         engine.start(&mut start).unwrap();
         assert!(engine.is_up());
         assert_eq!(noted.len(), 2);

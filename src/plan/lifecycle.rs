@@ -63,6 +63,7 @@ pub enum Residency {
 
 /// How one engine is started and stopped.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a plan holds a handful of these")]
 pub enum LifecyclePlan {
     /// Not by us: it runs already, and goes on.
     External,
@@ -220,9 +221,10 @@ impl CommandPlan {
                 let container = self.container.as_ref();
                 let publishes = container.is_some_and(|container| container.port.is_some());
                 let mut words = self.command.iter();
-                let texts = self.env.values().any(
-                    |value| matches!(value, EnvValue::Text(text) if text.contains("{port}")),
-                );
+                let texts = self
+                    .env
+                    .values()
+                    .any(|value| matches!(value, EnvValue::Text(text) if text.contains("{port}")));
                 publishes || texts || words.any(|word| word.contains("{port}"))
             }
         }
@@ -284,10 +286,7 @@ impl LifecyclePlan {
     /// [`LifecycleError`] names what does not fit.
     pub fn check(&self, spec: &EngineSpec) -> Result<(), LifecycleError> {
         let unsuitable = |reason: &str| {
-            Err(LifecycleError::Unsuitable {
-                engine: spec.name.clone(),
-                reason: reason.to_owned(),
-            })
+            Err(LifecycleError::Unsuitable { engine: spec.name.clone(), reason: reason.to_owned() })
         };
         match self {
             Self::External => Ok(()),

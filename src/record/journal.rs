@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Timestamp;
 use super::start::{PageCache, StartPhaseKind};
+use crate::clock::Timestamp;
 use crate::infer::telemetry::{GpuMemory, LoadPhaseKind};
 use crate::plan::Cold;
 

@@ -4,7 +4,7 @@
 
 pub mod case_table;
 pub mod cold_start;
-mod csv;
+pub mod csv;
 pub mod definitions;
 pub mod html;
 pub mod inside;

@@ -204,11 +204,7 @@ fn over_rounds(group: &CaseRequests<'_>, starts: &[Start<'_>]) -> ColdStart {
     let told = |name: &str| {
         let found = starts.iter().flat_map(|start| &start.log).filter(|(told, _)| *told == name);
         let took: Vec<f64> = found.map(|(_, ms)| *ms).collect();
-        Some(LogSummary {
-            phase: name.to_owned(),
-            n: took.len() as u64,
-            took_ms: median(took)?,
-        })
+        Some(LogSummary { phase: name.to_owned(), n: took.len() as u64, took_ms: median(took)? })
     };
     ColdStart {
         engine: group.record.engine.clone(),
@@ -220,10 +216,7 @@ fn over_rounds(group: &CaseRequests<'_>, starts: &[Start<'_>]) -> ColdStart {
         first_token_ms: distribution(reached(Kind::FirstToken), "no start reached a token"),
         second_ttft_ms: median(starts.iter().filter_map(|start| start.second_ttft_ms)),
         log: names.into_iter().filter_map(told).collect(),
-        page_cache_share: starts
-            .iter()
-            .filter_map(|start| start.page_cache_share)
-            .reduce(f64::max),
+        page_cache_share: starts.iter().filter_map(|start| start.page_cache_share).reduce(f64::max),
     }
 }
 
@@ -236,7 +229,11 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     /// A run of cold cases of one engine, a round each.
-    fn run(rounds: u32, journal: Vec<(u64, JournalEvent)>, requests: Vec<RequestRecord>) -> RunData {
+    fn run(
+        rounds: u32,
+        journal: Vec<(u64, JournalEvent)>,
+        requests: Vec<RequestRecord>,
+    ) -> RunData {
         let record = |round| CaseRecord { round, ..tests::record("e", "sequential-cold", 1) };
         let manifest: Manifest = serde_json::from_value(serde_json::json!({
             "schema_version": 1, "yardstick_version": "", "name": "", "started_at": "",
@@ -253,7 +250,8 @@ mod tests {
             .into_iter()
             .map(|(ms, event)| JournalEntry { at_ns: Timestamp::from_nanos(ms * MS), event })
             .collect();
-        RunData { manifest, requests, journal, steps: Vec::new() }
+        let (steps, calibration, resources) = (Vec::new(), Vec::new(), Vec::new());
+        RunData { manifest, requests, journal, steps, calibration, resources }
     }
 
     fn started(case: u32, cold: &[Cold]) -> JournalEvent {
@@ -326,11 +324,7 @@ mod tests {
                 (1000, started(1, &[Cold::Process])),
                 (2000, started(2, &both)),
             ],
-            vec![
-                request(0, 0, 10, &[10]),
-                request(1, 0, 1030, &[10]),
-                request(2, 0, 2090, &[10]),
-            ],
+            vec![request(0, 0, 10, &[10]), request(1, 0, 1030, &[10]), request(2, 0, 2090, &[10])],
         );
         let found = of(&run);
         let first_tokens: Vec<_> =

@@ -230,7 +230,8 @@ fn engine_that_ignores_its_stop_signal_is_killed_with_its_children() {
     assert!(output.status.success(), "{}", stderr(&output));
     bench.nothing_lives();
     let data = bench.data();
-    let killed = |event: &JournalEvent| matches!(event, JournalEvent::EngineStopped { killed: true, .. });
+    let killed =
+        |event: &JournalEvent| matches!(event, JournalEvent::EngineStopped { killed: true, .. });
     assert_eq!(count(&data, killed), 1);
 }
 
@@ -269,12 +270,8 @@ fn crash_in_the_middle_is_on_record_and_the_run_goes_on() {
          [engine.lifecycle]\nkind = 'command'\ncommand = '{}'\n",
         bench.serve()
     ));
-    let mut child = bench
-        .command(&[&plan])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child =
+        bench.command(&[&plan]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let requests = bench.path("run/requests.jsonl");
     let lines = || fs::read_to_string(&requests).map_or(0, |text| text.lines().count());
     eventually("three requests", || lines() >= 3);

@@ -12,10 +12,10 @@ mod contract;
 mod cuda;
 mod engine;
 mod golden;
-mod loads;
-mod metamorphic;
 #[cfg(target_os = "linux")]
 mod lifecycle;
+mod loads;
+mod metamorphic;
 mod models;
 mod peers;
 mod performance;

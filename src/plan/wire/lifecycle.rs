@@ -107,9 +107,10 @@ pub(super) fn parse(engine: &str, wire: WireLifecycle) -> Result<LifecyclePlan, 
             LifecyclePlan::Command(command(*wire, None)?)
         }
         WireLifecycle::Container(wire) => {
-            let image = wire.image.clone().ok_or_else(|| {
-                wrong("image", "absent".to_owned(), "the image of the container")
-            })?;
+            let image = wire
+                .image
+                .clone()
+                .ok_or_else(|| wrong("image", "absent".to_owned(), "the image of the container"))?;
             let container = ContainerPlan {
                 runtime: wire.runtime.clone().unwrap_or_else(|| "docker".to_owned()),
                 image,
@@ -190,11 +191,7 @@ pub(super) fn render(plan: &LifecyclePlan) -> WireLifecycle {
         compile_cache_env: plan.compile_cache_env.clone(),
         env: plan.env.iter().map(|(name, of)| (name.clone(), value(of))).collect(),
     });
-    if container.is_some() {
-        WireLifecycle::Container(wire)
-    } else {
-        WireLifecycle::Command(wire)
-    }
+    if container.is_some() { WireLifecycle::Container(wire) } else { WireLifecycle::Command(wire) }
 }
 
 #[cfg(test)]
