@@ -261,9 +261,7 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> Self {
-        let since = Clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let name = format!("yardstick-calibrate-{}-{}", std::process::id(), since.as_nanos());
-        Self(std::env::temp_dir().join(name))
+        Self(super::label::scratch_path("yardstick-calibrate"))
     }
 }
 
@@ -279,7 +277,7 @@ fn manifest() -> Manifest {
         schema_version: SCHEMA_VERSION,
         yardstick_version: env!("CARGO_PKG_VERSION").to_owned(),
         name: "calibrate".to_owned(),
-        started_at: super::run::wall_label("%Y-%m-%dT%H:%M:%SZ"),
+        started_at: super::label::wall_label("%Y-%m-%dT%H:%M:%SZ"),
         machine: hardware::machine(),
         model: "scripted".to_owned(),
         seed: 0,

@@ -8,6 +8,7 @@ mod engines;
 pub mod failure;
 pub mod generate;
 pub mod interrupt;
+mod label;
 pub mod list;
 pub mod load_args;
 pub mod output;

@@ -8,6 +8,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::engines::{self, Contestants, Opening};
+use super::label::{default_path, fresh_seed, wall_label};
 use super::load_args::LoadArgs;
 use super::output;
 use super::progress::RunProgress;
@@ -400,19 +401,4 @@ fn list_cases(cases: &[Case], contestants: &Contestants) -> anyhow::Result<ExitS
         )?;
     }
     Ok(ExitStatus::Success)
-}
-
-fn default_path(name: &str) -> PathBuf {
-    PathBuf::from("runs").join(format!("{}-{name}", wall_label("%Y%m%d-%H%M%S")))
-}
-
-pub(super) fn wall_label(format: &str) -> String {
-    jiff::Timestamp::try_from(Clock::wall())
-        .map_or_else(|_| "unknown-time".to_owned(), |now| now.strftime(format).to_string())
-}
-
-/// Small enough to be retyped, different enough that two runs do not share prompts.
-fn fresh_seed() -> u64 {
-    let since_epoch = Clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::from(since_epoch.subsec_nanos()) ^ (since_epoch.as_secs() & 0xffff_ffff)
 }

@@ -71,7 +71,7 @@ fn only_the_clock_reads_time() {
 fn the_wall_clock_is_read_for_labels_only() {
     let labels = [
         "src/clock.rs",
-        "src/cli/run.rs",
+        "src/cli/label.rs",
         "src/infer/tokenizer/template.rs",
         "src/server/openai.rs",
     ];
