@@ -1,5 +1,7 @@
 //! `yardstick list`: what can be named on the command line.
 
+use std::io::Write as _;
+
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use serde::Serialize;
@@ -9,7 +11,7 @@ use crate::catalog::{ModelCard, cards};
 use crate::engine::EngineKind;
 use crate::hardware::{GpuCard, gpu_cards};
 use crate::infer::kv::sizing::KvElement;
-use crate::plan::Experiment;
+use crate::plan::{Case, Experiment};
 use crate::units;
 
 /// List experiments, engines, models and GPU cards.
@@ -221,4 +223,24 @@ fn table(
         }
     }
     format!("{}\n", table.trim_fmt())
+}
+
+/// The cases that a run would measure, a line each.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub(super) fn print_cases(cases: &[Case], names: &[String]) -> anyhow::Result<ExitStatus> {
+    let mut stdout = std::io::stdout().lock();
+    for case in cases {
+        let state = case.absent.as_ref().map_or(String::new(), |why| format!("  absent: {why}"));
+        writeln!(
+            stdout,
+            "{:<16} {:<5} {:>4} requests  {}{state}",
+            case.experiment,
+            case.pace(),
+            case.num_requests,
+            names[case.engine]
+        )?;
+    }
+    Ok(ExitStatus::Success)
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::engines::{self, Contestants, Opening};
 use super::label::{default_path, fresh_seed, wall_label};
+use super::list;
 use super::load_args::LoadArgs;
 use super::output;
 use super::progress::RunProgress;
@@ -140,7 +141,7 @@ impl Run {
         let contestants = assembled?;
         let cases = expand(&plan, &contestants.subjects());
         if self.list {
-            return list_cases(&cases, &contestants);
+            return list::print_cases(&cases, &contestants.names());
         }
         allow_streams(&cases)?;
         let manifest = manifest(&plan, seed, &contestants, &cases);
@@ -384,21 +385,4 @@ fn exit_status(ended: &Ended, data: &RunData, summary: &Summary) -> ExitStatus {
             }
         }
     }
-}
-
-fn list_cases(cases: &[Case], contestants: &Contestants) -> anyhow::Result<ExitStatus> {
-    let names = contestants.names();
-    let mut stdout = std::io::stdout().lock();
-    for case in cases {
-        let state = case.absent.as_ref().map_or(String::new(), |why| format!("  absent: {why}"));
-        writeln!(
-            stdout,
-            "{:<16} {:<5} {:>4} requests  {}{state}",
-            case.experiment,
-            case.pace(),
-            case.num_requests,
-            names[case.engine]
-        )?;
-    }
-    Ok(ExitStatus::Success)
 }
