@@ -69,7 +69,7 @@ pub fn supervise() -> io::Result<()> {
     report(&Report::Over { killed })
 }
 
-/// Becomes the engine once its parent says so: the other half of [`arm`].
+/// Becomes the engine once its parent says so: the other half of `arm`.
 /// Returns only if that failed.
 ///
 /// # Errors
