@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::units;
 use serde::{Deserialize, Serialize};
 
 /// Nanoseconds since the origin of the [`Clock`] that made it. Instants of
@@ -38,7 +39,7 @@ impl Timestamp {
     /// The instant `duration` after `self`.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = units::nanos(duration);
         Self(self.0.saturating_add(nanos))
     }
 }
@@ -71,9 +72,7 @@ impl Clock {
     #[must_use]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
-            Source::Real(origin) => {
-                Timestamp(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
-            }
+            Source::Real(origin) => Timestamp(units::nanos(origin.elapsed())),
             Source::Manual(nanos) => Timestamp(nanos.load(Ordering::Acquire)),
         }
     }
@@ -81,7 +80,7 @@ impl Clock {
     /// Moves a manual clock forward; a real clock is not moved.
     pub fn advance(&self, duration: Duration) {
         if let Source::Manual(nanos) = &self.0 {
-            let step = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+            let step = units::nanos(duration);
             nanos.fetch_add(step, Ordering::AcqRel);
         }
     }

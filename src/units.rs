@@ -8,6 +8,13 @@ pub const MIB: u64 = 1 << 20;
 /// One gibibyte in bytes.
 pub const GIB: u64 = 1 << 30;
 
+/// Whole nanoseconds, the unit of every raw line; the most that fits for the
+/// 585 years beyond.
+#[must_use]
+pub fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Milliseconds as a float, the unit of every latency in `summary.json`.
 #[must_use]
 pub fn millis(duration: Duration) -> f64 {

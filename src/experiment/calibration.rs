@@ -17,6 +17,7 @@ use crate::record::{
     CalibrationRecord, EventRecord, JournalEntry, JournalEvent, RecordWriter, RequestRecord,
     Stopped, TruthRecord,
 };
+use crate::units;
 
 /// How long a run's own measurement should take, before and after its cases.
 const RUN_BUDGET: Duration = Duration::from_millis(900);
@@ -84,8 +85,8 @@ impl Bench<'_> {
         self.note(JournalEvent::Calibrated {
             part,
             concurrency: trial.concurrency,
-            took_ns: nanos(took),
-            client_cpu_ns: client_cpu.map(nanos),
+            took_ns: units::nanos(took),
+            client_cpu_ns: client_cpu.map(units::nanos),
         })?;
         Ok(())
     }
@@ -223,7 +224,7 @@ impl Pairs<'_> {
 
 pub(crate) fn truth_record(truth: &Truth) -> TruthRecord {
     let received_at = truth.received_at;
-    let offset = |at: Timestamp| nanos(at.since(received_at));
+    let offset = |at: Timestamp| units::nanos(at.since(received_at));
     let events = truth.events.iter();
     TruthRecord {
         received_at_ns: received_at,
@@ -295,10 +296,6 @@ fn run_trial(part: &str, concurrency: u32) -> Trial {
         num_bursts: num_bursts.clamp(1, MAX_BURSTS),
         in_step: true,
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

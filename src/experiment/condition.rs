@@ -5,6 +5,7 @@ use super::{Cell, Failure, Session};
 use crate::lifecycle::Keeper;
 use crate::plan::Residency;
 use crate::record::{JournalEntry, JournalEvent, Stopped};
+use crate::units;
 
 /// Makes the engine cold, verified, so that the next request pays for loading,
 /// or, of an engine that yardstick starts, so that the case begins with its start.
@@ -14,7 +15,7 @@ pub(super) async fn make_cold(session: &Session<'_>, cell: &Cell<'_>) -> Result<
         return start(session, keeper, cell.number, true).await;
     }
     let took = cell.engine.make_cold().await?;
-    let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    let took_ns = units::nanos(took);
     session.note(JournalEvent::MadeCold { case: cell.number, took_ns })?;
     Ok(())
 }
@@ -30,7 +31,7 @@ pub(super) async fn bring_up(session: &Session<'_>, cell: &Cell<'_>) -> Result<b
 
 /// Where one engine may be resident at a time: stops or unloads every other one
 /// that may hold memory. `warm` says which those are, and is told. One that
-/// cannot be unloaded stays, and the report warns of it.
+/// cannot be unloaded stays.
 pub(super) async fn make_room(
     session: &Session<'_>,
     engine: usize,
@@ -50,7 +51,7 @@ pub(super) async fn make_room(
             && let Some(unloaded) = &session.engines[other]
         {
             let took = unloaded.make_cold().await?;
-            let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+            let took_ns = units::nanos(took);
             let engine = u32::try_from(other).unwrap_or(u32::MAX);
             session.note(JournalEvent::EngineStopped { engine, took_ns, killed: false })?;
             warm[other] = false;

@@ -1,10 +1,9 @@
 //! From what the driver observed to a line of `requests.jsonl`.
 
-use std::time::Duration;
-
 use crate::clock::Timestamp;
 use crate::load::Completed;
 use crate::record::{CountSource, EventRecord, Outcome, RequestRecord};
+use crate::units;
 
 /// What the record says beside what was observed.
 pub(super) struct Setting {
@@ -20,7 +19,7 @@ pub(super) struct Setting {
 pub(super) fn record(completed: Completed, setting: Setting) -> RequestRecord {
     let Completed { index, intended_at, held, exchange } = completed;
     let origin = exchange.sent_at.unwrap_or(intended_at);
-    let offset = |at: Timestamp| nanos(at.since(origin));
+    let offset = |at: Timestamp| units::nanos(at.since(origin));
     let usage = exchange.usage.unwrap_or_default();
     let count_source = match usage.num_output_tokens {
         Some(_) => CountSource::Server,
@@ -60,10 +59,6 @@ pub(super) fn record(completed: Completed, setting: Setting) -> RequestRecord {
         server: exchange.server,
         text: exchange.text,
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

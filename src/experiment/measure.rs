@@ -7,6 +7,7 @@ use crate::infer::InferError;
 use crate::load::{Arriving, Completed, Next, OpenLoad, drive};
 use crate::plan::LoadShape;
 use crate::record::{JournalEvent, RequestRecord, Stopped};
+use crate::units;
 use crate::workload::{Scheduled, prompt_sha256};
 
 /// Runs the requests of a case and writes down what happens. Hands back the
@@ -58,7 +59,7 @@ pub(super) async fn measure(
     let Books { stopped, failed, kept, .. } = books;
     stopped?;
     let client_cpu = (session.cpu_time)().saturating_sub(cpu_before);
-    let client_cpu_ns = u64::try_from(client_cpu.as_nanos()).unwrap_or(u64::MAX);
+    let client_cpu_ns = units::nanos(client_cpu);
     watch.write(case.engine, session)?;
     if let Some(error) = failed {
         return Err(error.into());

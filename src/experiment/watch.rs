@@ -1,11 +1,10 @@
 //! Writes down what engines in this process tell of themselves, as it is fetched
 //! from their bounded channels.
 
-use std::time::Duration;
-
 use super::Session;
 use crate::infer::telemetry::{EngineEvent, LoadPhase, MemoryParts, StepStats, Telemetry};
 use crate::record::{JournalEntry, JournalEvent, StepRecord, Stopped};
+use crate::units;
 
 /// The engines of a run that tell of themselves.
 pub(super) struct Watch(Vec<Option<Telemetry>>);
@@ -52,7 +51,7 @@ fn step(engine: u32, stats: &StepStats) -> StepRecord {
     StepRecord {
         engine,
         at_ns: stats.started_at,
-        took_ns: nanos(stats.took),
+        took_ns: units::nanos(stats.took),
         num_tokens: stats.num_tokens as u64,
         num_prefill_tokens: stats.num_prefill_tokens as u64,
         num_seqs: stats.num_seqs as u64,
@@ -68,7 +67,7 @@ fn step(engine: u32, stats: &StepStats) -> StepRecord {
 
 fn load_phase(engine: u32, phase: LoadPhase) -> JournalEntry {
     let LoadPhase { kind: phase, started_at, took, bytes } = phase;
-    let event = JournalEvent::LoadPhase { engine, phase, took_ns: nanos(took), bytes };
+    let event = JournalEvent::LoadPhase { engine, phase, took_ns: units::nanos(took), bytes };
     JournalEntry { at_ns: started_at, event }
 }
 
@@ -81,8 +80,4 @@ fn memory(engine: u32, parts: MemoryParts) -> JournalEntry {
         rss_after_bytes: parts.resident_after,
     };
     JournalEntry { at_ns: parts.at, event }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -28,6 +28,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::engine::{EngineError, EngineSpec, ErrorClass};
 use crate::plan::{Cold, LifecyclePlan, Plan, Residency};
 use crate::record::{JournalEntry, JournalEvent};
+use crate::units;
 use command::CommandEngine;
 use sleep::SleepEngine;
 
@@ -237,7 +238,7 @@ impl Keeper {
             .await,
         )??;
         Ok(stopped.map(|(took, killed)| {
-            let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+            let took_ns = units::nanos(took);
             let event = JournalEvent::EngineStopped { engine: self.index, took_ns, killed };
             JournalEntry { at_ns: self.clock.now(), event }
         }))

@@ -14,6 +14,7 @@ use super::timer::Timer;
 use super::{Completed, lost, run};
 use crate::clock::{Clock, Timestamp};
 use crate::engine::{Engine, GenerateRequest};
+use crate::units;
 
 /// How long before its arrival a request is prepared: its connection is then
 /// open, so that no handshake lies in a latency.
@@ -190,7 +191,7 @@ impl Queue {
     fn next_instant(&self, full: bool) -> Option<Timestamp> {
         let release = self.armed.first_key_value().map(|((at, _), _)| *at);
         let prepare = self.waiting.first_key_value().filter(|_| !full).map(|((at, _), _)| {
-            let ahead = u64::try_from(LOOK_AHEAD.as_nanos()).unwrap_or(u64::MAX);
+            let ahead = units::nanos(LOOK_AHEAD);
             Timestamp::from_nanos(at.as_nanos().saturating_sub(ahead))
         });
         [release, prepare].into_iter().flatten().min()

@@ -87,6 +87,19 @@ fn request() -> GenerateRequest {
     }
 }
 
+/// An engine whose requests take `takes` ms each, and what it counts.
+fn counting(clock: &Clock, refuse: bool, takes: u64) -> (Arc<dyn Engine>, Arc<Mutex<Counters>>) {
+    let counters = Arc::new(Mutex::new(Counters::default()));
+    let engine = Counting {
+        spec: "openai".parse().unwrap(),
+        clock: clock.clone(),
+        counters: Arc::clone(&counters),
+        refuse,
+        takes: Duration::from_millis(takes),
+    };
+    (Arc::new(engine), counters)
+}
+
 /// Runs `n` requests, stopping the load after `stop_after`; returns the ended ones.
 fn run(
     n: usize,
@@ -96,14 +109,7 @@ fn run(
 ) -> (Vec<Completed>, Counters) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let clock = Clock::real();
-    let counters = Arc::new(Mutex::new(Counters::default()));
-    let engine: Arc<dyn Engine> = Arc::new(Counting {
-        spec: "openai".parse().unwrap(),
-        clock: clock.clone(),
-        counters: Arc::clone(&counters),
-        refuse,
-        takes: Duration::from_millis(2),
-    });
+    let (engine, counters) = counting(&clock, refuse, 2);
     let mut ended = Vec::new();
     let requests = (0..n).map(|_| request()).collect();
     let cancel = CancellationToken::new();
@@ -161,14 +167,7 @@ fn arrive(
 ) -> (Vec<Completed>, Counters) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let clock = Clock::real();
-    let counters = Arc::new(Mutex::new(Counters::default()));
-    let engine: Arc<dyn Engine> = Arc::new(Counting {
-        spec: "openai".parse().unwrap(),
-        clock: clock.clone(),
-        counters: Arc::clone(&counters),
-        refuse: false,
-        takes: Duration::from_millis(takes),
-    });
+    let (engine, counters) = counting(&clock, false, takes);
     let arrivals = at.iter().enumerate().map(|(index, at)| arriving(index, *at)).collect();
     let cancel = CancellationToken::new();
     let load = OpenLoad { engine: &engine, max_in_flight, clock: &clock, cancel: &cancel };

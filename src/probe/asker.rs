@@ -13,6 +13,7 @@ use crate::engine::scrape::Scrape;
 use crate::engine::{EngineKind, EngineSpec};
 use crate::hardware::thread_cpu_time;
 use crate::record::{EngineWord, ResourceRecord, ResourceSource};
+use crate::units;
 
 /// Pause between two questions in a case: a page of vLLM costs it milliseconds.
 const EVERY: Duration = Duration::from_millis(500);
@@ -101,7 +102,7 @@ async fn take(engine: usize, asked: Option<&mut Asked>, journal: &Journal, at_ed
         Ok(word) => {
             asked.failures = 0;
             asked.told = None;
-            let took_ns = u64::try_from(at_ns.since(began).as_nanos()).unwrap_or(u64::MAX);
+            let took_ns = units::nanos(at_ns.since(began));
             let engine = u32::try_from(engine).unwrap_or(u32::MAX);
             let word = Some(EngineWord { engine, took_ns, ..word });
             // A recorder that has stopped is noticed where it matters.

@@ -12,6 +12,7 @@ use super::{Journal, Place, Shared};
 use crate::clock::Timestamp;
 use crate::hardware::thread_cpu_time;
 use crate::record::{JournalEvent, ProcessSample, ResourceRecord, ResourceSource};
+use crate::units;
 
 /// How often the machine is searched for processes that are not known yet.
 const SEARCH_EVERY: Duration = Duration::from_secs(1);
@@ -41,7 +42,7 @@ pub(super) fn look(interval: Duration, shared: &Shared, journal: &Journal, stopp
     let clock = &journal.clock;
     let procfs = Procfs::system();
     let (gpus, identities, absent) = Gpus::open();
-    let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+    let interval_ns = units::nanos(interval);
     journal.note(JournalEvent::ProbeStarted { interval_ns, gpus: identities });
     let own = procfs.follow(std::process::id());
     if own.is_none() {
@@ -72,8 +73,8 @@ pub(super) fn look(interval: Duration, shared: &Shared, journal: &Journal, stopp
 
 /// The first deadline after `now` of those that follow `last` by whole intervals.
 fn following(last: Timestamp, now: Timestamp, interval: Duration) -> Timestamp {
-    let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1);
-    let behind = u64::try_from(now.since(last).as_nanos()).unwrap_or(u64::MAX);
+    let interval_ns = units::nanos(interval).max(1);
+    let behind = units::nanos(now.since(last));
     let steps = behind / interval_ns + 1;
     Timestamp::from_nanos(last.as_nanos().saturating_add(steps.saturating_mul(interval_ns)))
 }
@@ -110,7 +111,7 @@ impl Looker<'_> {
             process.engine = self.owner(process.pid);
         }
         let asker_ns = self.shared.asker_cpu_ns.load(Ordering::Acquire);
-        let own_ns = u64::try_from(thread_cpu_time().as_nanos()).unwrap_or(u64::MAX);
+        let own_ns = units::nanos(thread_cpu_time());
         ResourceRecord {
             at_ns,
             probe_cpu_ns: Some(own_ns.saturating_add(asker_ns)),

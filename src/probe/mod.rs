@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock::Clock;
 use crate::engine::EngineSpec;
 use crate::record::{JournalEntry, JournalEvent, LineSender, ResourceSource};
+use crate::units;
 
 /// Looks a second unless another number is asked for.
 pub const DEFAULT_HZ: u32 = 20;
@@ -260,7 +261,7 @@ fn place(spec: &EngineSpec) -> Place {
 }
 
 fn add_cpu(counter: &AtomicU64, used: Duration) {
-    counter.store(u64::try_from(used.as_nanos()).unwrap_or(u64::MAX), Ordering::Release);
+    counter.store(units::nanos(used), Ordering::Release);
 }
 
 #[cfg(test)]
