@@ -29,6 +29,8 @@ pub struct Case {
     pub cold: bool,
     /// Which repetition of the plan, from 0.
     pub round: u32,
+    /// Whether it is the second arm of a comparison of the engine with itself.
+    pub again: bool,
     /// When its requests are released.
     pub shape: LoadShape,
     /// Requests in all.
@@ -96,6 +98,7 @@ impl Case {
             engine: String::new(),
             experiment: self.experiment.clone(),
             round: self.round,
+            again: self.again,
             concurrency: self.concurrency(),
             num_requests: self.num_requests,
             cold: self.cold,
@@ -122,6 +125,7 @@ pub fn expand(plan: &Plan, subjects: &[Subject]) -> Vec<Case> {
                         experiment: experiment.as_str().to_owned(),
                         cold: experiment.is_cold(),
                         round,
+                        again: false,
                         shape: LoadShape::Closed { concurrency },
                         num_requests: num_requests(experiment, concurrency, plan.requests),
                         absent: subject.unusable.clone().or(no_cold),
@@ -144,6 +148,7 @@ pub fn expand(plan: &Plan, subjects: &[Subject]) -> Vec<Case> {
                         experiment: point.name.clone(),
                         cold: false,
                         round,
+                        again: false,
                         shape: point.shape.clone(),
                         num_requests,
                         absent: subjects[engine]

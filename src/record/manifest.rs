@@ -57,6 +57,10 @@ pub struct CaseRecord {
     /// Which repetition of the plan, from 0.
     #[serde(default)]
     pub round: u32,
+    /// Whether it repeats, within its round, the same engine under the same load:
+    /// the second arm of a comparison of the engine with itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
     /// Requests in flight at once.
     pub concurrency: u32,
     /// Requests in the case, warm-up not counted.

@@ -3,6 +3,7 @@
 
 pub mod capacity;
 pub mod case;
+pub mod cell;
 pub mod checks;
 pub mod client_error;
 pub mod cold_start;

@@ -13,7 +13,7 @@ use super::cold_start::ColdStart;
 use super::inside::Inside;
 use super::open_loop::LoadSummary;
 use super::resources::Resources;
-use super::warnings::Warning;
+use super::warnings::{Warning, WarningClass};
 
 /// Everything derived from one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,6 +64,16 @@ pub struct CaseSummary {
     pub experiment: String,
     /// Requests in flight at once.
     pub concurrency: u32,
+    /// Which repetition of the plan, from 0.
+    #[serde(default)]
+    pub round: u32,
+    /// Whether it is the second arm of a comparison of the engine with itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
+    /// Why its numbers are no measurement of what was asked for; such a case is
+    /// shown, and neither compared nor averaged with others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub invalid: Vec<Invalid>,
     /// Whether the engine was cold at the start.
     pub cold: bool,
     /// Measured requests, failed ones included; warm-up not.
@@ -109,6 +119,15 @@ pub struct CaseSummary {
     /// What a load beside the four experiments adds.
     #[serde(flatten)]
     pub under_load: LoadSummary,
+}
+
+/// Why a case's numbers mean nothing beside others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invalid {
+    /// Of which kind the reason is.
+    pub class: WarningClass,
+    /// The fact with its numbers.
+    pub reason: String,
 }
 
 /// A set of values with its size and how sure we are.

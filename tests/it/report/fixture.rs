@@ -111,6 +111,7 @@ pub fn run() -> RunData {
                     engine: engine.name.to_owned(),
                     experiment: experiment.to_owned(),
                     round: 0,
+                    again: false,
                     concurrency: *concurrency,
                     num_requests: if experiment.starts_with("sequential") {
                         10
