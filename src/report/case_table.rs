@@ -20,7 +20,7 @@ pub fn case_table(run: &RunData, cases: &[&CaseSummary]) -> Table {
     let columns = vec![
         (
             Column::words("engine"),
-            cases.iter().map(|case| engine_cell(run, &case.engine)).collect(),
+            cases.iter().map(|case| marked(engine_cell(run, &case.engine), case)).collect(),
         ),
         (Column::numbers("ok", "of n", 0), cases.iter().map(|case| count_cell(case)).collect()),
         medians("TTFT", 0, cases, ttft),
@@ -70,6 +70,27 @@ fn assemble(columns: Vec<Filled>) -> Table {
         }
     }
     table
+}
+
+/// Marks what stands for a case that is not compared.
+pub(super) const MARK: char = '✗';
+
+/// The name of a case's engine, marked where the case is not compared.
+fn marked(mut cell: Cell, case: &CaseSummary) -> Cell {
+    if !case.invalid.is_empty() {
+        cell.text = format!("{MARK} {}", cell.text);
+    }
+    cell
+}
+
+/// `vllm, C = 9: not compared, 1 of 9 requests failed`.
+#[must_use]
+pub fn invalid_note(case: &CaseSummary) -> Option<String> {
+    let reasons: Vec<_> = case.invalid.iter().map(|invalid| invalid.reason.as_str()).collect();
+    (!reasons.is_empty()).then(|| {
+        let (engine, c) = (&case.engine, case.concurrency);
+        format!("{MARK} {engine}, C = {c}: not compared, {}", reasons.join("; "))
+    })
 }
 
 fn count_cell(case: &CaseSummary) -> Cell {
@@ -176,13 +197,14 @@ fn notes(cases: &[&CaseSummary], cold: bool) -> Vec<String> {
             let classes: Vec<_> =
                 case.errors.iter().map(|(class, number)| format!("{number} {class}")).collect();
             notes.push(format!(
-                "{}: {} of {} requests failed ({}); the rest are survivors and not ranked below",
+                "{}: {} of {} requests failed ({}); latencies are of the others",
                 case.engine,
                 case.n - case.num_ok,
                 case.n,
                 classes.join(", ")
             ));
         }
+        notes.extend(invalid_note(case));
         if let Some(note) = staircase_note(case) {
             notes.push(note);
         }

@@ -8,12 +8,14 @@ use crate::stats::resources::CaseResources;
 use crate::stats::summary::{CaseSummary, Distribution, Interval};
 
 /// The columns, in order: what identifies a row, then its numbers.
-pub const COLUMNS: [&str; 24] = [
+pub const COLUMNS: [&str; 26] = [
     "case",
     "engine",
     "experiment",
     "concurrency",
+    "round",
     "cold",
+    "invalid",
     "requests",
     "completed",
     "metric",
@@ -46,7 +48,8 @@ pub fn render(summary: &Summary, out: &mut impl Write) -> fmt::Result {
     let mut writer = ::csv::Writer::from_writer(Vec::new());
     // Writing to memory fails only for rows of unequal length, and fields are counted by type.
     writer.write_record(COLUMNS).map_err(|_| fmt::Error)?;
-    for case in &summary.cases {
+    let single = summary.cases.iter().filter(|case| !case.again);
+    for case in single.chain(&summary.over_rounds) {
         for (metric, unit, distribution) in distributions(case) {
             let fields = statistics(distribution);
             writer.write_record(row(case, metric, unit, fields)).map_err(|_| fmt::Error)?;
@@ -60,7 +63,8 @@ pub fn render(summary: &Summary, out: &mut impl Write) -> fmt::Result {
             writer.write_record(row(case, &metric, unit, fields)).map_err(|_| fmt::Error)?;
         }
         let used = summary.resources.iter().flat_map(|resources| &resources.cases);
-        for used in used.filter(|used| used.case == case.case) {
+        let is_single = case.num_rounds.is_none();
+        for used in used.filter(|used| is_single && used.case == case.case) {
             for (metric, unit, value) in resource_values(used) {
                 let mut fields = Numbers::default();
                 fields[1] = number(value);
@@ -183,7 +187,9 @@ fn row(case: &CaseSummary, metric: &str, unit: &str, rest: Numbers) -> Vec<Strin
         case.engine.clone(),
         case.experiment.clone(),
         case.concurrency.to_string(),
+        case.num_rounds.map_or_else(|| case.round.to_string(), |_| "all".to_owned()),
         case.cold.to_string(),
+        case.invalid.iter().map(|invalid| invalid.reason.as_str()).collect::<Vec<_>>().join("; "),
         case.n.to_string(),
         case.num_ok.to_string(),
         metric.to_owned(),

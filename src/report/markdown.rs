@@ -18,6 +18,10 @@ pub fn render(view: &View<'_>, out: &mut impl Write) -> fmt::Result {
     }
     writeln!(out, "\n## Engines\n")?;
     table(out, &view.engines)?;
+    if let Some(contract) = &view.contract {
+        writeln!(out, "\n**{}**\n", escape(&contract.caption))?;
+        table(out, contract)?;
+    }
     for experiment in &view.experiments {
         writeln!(out, "\n## {}\n", escape(experiment.name))?;
         let description = experiment.description;

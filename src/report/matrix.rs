@@ -7,13 +7,10 @@ use crate::record::RunData;
 use crate::stats::summary::CaseSummary;
 use crate::units::format_significant;
 
-use super::case_table::staircase_note;
+use super::case_table::{MARK, invalid_note, staircase_note};
 use super::numbers::{Scale, reason};
 use super::table::{Cell, Column, Table};
 use super::view::engine_cell;
-
-/// Marks a number that is of survivors only.
-const MARK: char = '*';
 
 /// TTFT, decode rate and throughput over concurrency.
 #[must_use]
@@ -59,7 +56,7 @@ fn matrix(run: &RunData, cases: &[&CaseSummary], of: impl Fn(&CaseSummary) -> Ce
                 .find(|case| case.engine == *engine && case.concurrency == *concurrency);
             let Some(case) = found else { return Cell::absent("not measured") };
             let mut cell = of(case);
-            if cell.reason.is_none() && case.num_ok < case.n {
+            if cell.reason.is_none() && !case.invalid.is_empty() {
                 cell.text.push(MARK);
             }
             cell
@@ -72,17 +69,7 @@ fn matrix(run: &RunData, cases: &[&CaseSummary], of: impl Fn(&CaseSummary) -> Ce
 
 fn notes(cases: &[&CaseSummary]) -> Vec<String> {
     let mut notes: Vec<String> = Vec::new();
-    let failed: Vec<_> = cases
-        .iter()
-        .filter(|case| case.num_ok < case.n)
-        .map(|case| {
-            let (failed, n) = (case.n - case.num_ok, case.n);
-            format!("{} C = {} ({failed} of {n})", case.engine, case.concurrency)
-        })
-        .collect();
-    if !failed.is_empty() {
-        notes.push(format!("{MARK} or –: requests failed: {}", failed.join(", ")));
-    }
+    notes.extend(cases.iter().filter_map(|case| invalid_note(case)));
     // The widest case that shows a staircase stands for the engine.
     let mut stairs: Vec<&CaseSummary> = Vec::new();
     for case in cases.iter().filter(|case| case.staircase.is_some()) {

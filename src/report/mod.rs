@@ -4,6 +4,7 @@
 
 pub mod case_table;
 pub mod cold_start;
+pub mod contract;
 pub mod csv;
 pub mod definitions;
 pub mod html;

@@ -31,6 +31,10 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
     writeln!(out)?;
     let mut left_out = Vec::new();
     left_out.extend(table(out, &view.engines, ink, width)?);
+    if let Some(contract) = &view.contract {
+        writeln!(out, "\n{}", contract.caption)?;
+        left_out.extend(table(out, contract, ink, width)?);
+    }
     for experiment in &view.experiments {
         writeln!(out)?;
         writeln!(

@@ -1,8 +1,10 @@
 //! Which engine did better in an experiment, said no more surely than the
 //! intervals allow. Knows medians and intervals, no format.
 
+use crate::stats::distribution::median;
 use crate::stats::http_cost::overlap;
 use crate::stats::summary::{CaseSummary, Distribution, Interval};
+use crate::stats::window::CommonWindow;
 use crate::units::format_significant;
 
 use super::numbers::write_latency;
@@ -31,11 +33,12 @@ pub struct Verdict {
     pub sentence: String,
 }
 
-/// Compares the cases of one experiment at one concurrency. Engines with
-/// failed requests do not compete: their latencies are those of survivors.
+/// Compares the cases of one experiment at one concurrency, output over the
+/// common beginnings where answers differ in length. Invalid cases do not compete.
 #[must_use]
-pub fn verdicts(cases: &[&CaseSummary]) -> Vec<Verdict> {
-    let sound = || cases.iter().copied().filter(|case| case.num_ok == case.n && case.n > 0);
+pub fn verdicts(cases: &[&CaseSummary], windows: &[CommonWindow]) -> Vec<Verdict> {
+    let sound = || cases.iter().copied().filter(|case| case.invalid.is_empty() && case.n > 0);
+    let is_cut = windows.iter().any(|window| cases.iter().any(|case| is_of(window, case)));
     let entries = |of: fn(&CaseSummary) -> Option<Estimate<'_>>| {
         sound()
             .filter_map(|case| {
@@ -49,23 +52,39 @@ pub fn verdicts(cases: &[&CaseSummary]) -> Vec<Verdict> {
         let rate = &case.decode_tokens_per_s;
         Some((rate.p50?, across_runs(case, rate)))
     });
-    let output = entries(|case| Some((case.output_tokens_per_s?, None)));
+    let output = sound()
+        .filter_map(|case| {
+            let value = if is_cut {
+                let rounds = windows.iter().filter(|window| is_of(window, case));
+                median(rounds.filter_map(|window| window.output_tokens_per_s))?
+            } else {
+                case.output_tokens_per_s?
+            };
+            Some(Entry { engine: &case.engine, value, interval: None })
+        })
+        .collect();
+    let of_output = if is_cut { "output of the common beginnings" } else { "output of the case" };
     let rate = |value: f64| format!("{} tok/s", format_significant(value));
     [
         judge("TTFT", ttft, Better::Lower, write_latency),
         judge("decode per stream", decode, Better::Higher, rate),
-        judge("output of the case", output, Better::Higher, rate),
+        judge(of_output, output, Better::Higher, rate),
     ]
     .into_iter()
     .flatten()
     .collect()
 }
 
+fn is_of(window: &CommonWindow, case: &CaseSummary) -> bool {
+    (&window.engine, &window.experiment, window.concurrency)
+        == (&case.engine, &case.experiment, case.concurrency)
+}
+
 /// The interval that another measurement of the same case could be held to.
 /// Requests that ran together shared their steps: how they differed from each
 /// other says nothing of how the next burst would differ from this one.
 fn across_runs<'a>(case: &CaseSummary, metric: &'a Distribution) -> Option<&'a Interval> {
-    metric.interval.as_ref().filter(|_| case.concurrency == 1)
+    metric.interval.as_ref().filter(|_| case.concurrency == 1 || case.num_rounds.is_some())
 }
 
 struct Entry<'a> {

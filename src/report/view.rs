@@ -26,6 +26,8 @@ pub struct View<'a> {
     pub facts: Vec<(&'static str, String)>,
     /// Who was measured.
     pub engines: Table,
+    /// Whether they did the same work.
+    pub contract: Option<Table>,
     /// In the manifest's order.
     pub experiments: Vec<Experiment<'a>>,
     /// One table a pair of engines.
@@ -80,6 +82,7 @@ impl<'a> View<'a> {
             title: &summary.name,
             facts: facts(run, summary),
             engines: engines(run),
+            contract: super::contract::table(&summary.contract),
             experiments: experiments(run, summary),
             http_cost: http_cost(&summary.http_cost),
             capacity: load_table::capacity_tables(&summary.capacity),
@@ -215,7 +218,7 @@ pub fn describe(experiment: &str) -> &'static str {
 
 fn experiments<'a>(run: &'a RunData, summary: &'a Summary) -> Vec<Experiment<'a>> {
     let mut experiments: Vec<Experiment<'a>> = Vec::new();
-    for case in &summary.cases {
+    for case in summary.shown() {
         match experiments.iter_mut().find(|known| known.name == case.experiment) {
             Some(known) => known.cases.push(case),
             None => experiments.push(Experiment {
@@ -245,7 +248,7 @@ fn experiments<'a>(run: &'a RunData, summary: &'a Summary) -> Vec<Experiment<'a>
         let widest = experiment.widest();
         let widest: Vec<_> =
             experiment.cases.iter().copied().filter(|case| case.concurrency == widest).collect();
-        experiment.verdicts = verdicts(&widest);
+        experiment.verdicts = verdicts(&widest, &summary.common_window);
         if experiment.is_sweep() {
             let at = format!(" at C = {}", experiment.widest());
             for verdict in &mut experiment.verdicts {
@@ -262,10 +265,12 @@ fn load(experiment: &Experiment<'_>) -> String {
         let most = experiment.cases.iter().map(|case| of(case)).max().unwrap_or(0);
         if least == most { most.to_string() } else { format!("{least}–{most}") }
     };
-    let n = span(|case| case.n);
+    let n = span(|case| case.n / u64::from(case.num_rounds.unwrap_or(1).max(1)));
     let noun = if n == "1" { "request" } else { "requests" };
     let each = if experiment.is_sweep() { " each" } else { "" };
-    format!("{n} {noun}{each}, C = {}", span(|case| case.concurrency.into()))
+    let rounds = experiment.cases.iter().filter_map(|case| case.num_rounds).max();
+    let rounds = rounds.map_or_else(String::new, |rounds| format!(", {rounds} rounds"));
+    format!("{n} {noun}{each}, C = {}{rounds}", span(|case| case.concurrency.into()))
 }
 
 fn http_cost(costs: &[HttpCost]) -> Vec<Table> {

@@ -11,6 +11,9 @@ use super::staircase::{self, Stream};
 use super::summary::CaseSummary;
 use super::{latency, open_loop, throughput};
 
+/// Experiment, concurrency, round, and whether it is the second arm.
+pub type LoadKey<'a> = (&'a str, u32, u32, bool);
+
 /// A case with its measured requests in order of their index; warm-up left out.
 #[derive(Debug, Clone)]
 pub struct CaseRequests<'a> {
@@ -26,6 +29,16 @@ impl<'a> CaseRequests<'a> {
     /// The requests that completed.
     pub fn completed(&self) -> impl Iterator<Item = &'a RequestRecord> {
         self.requests.iter().copied().filter(|request| request.outcome.is_ok())
+    }
+
+    /// Which load of which round and arm: cases that share it meet the same prompts. The
+    /// concurrency of an open loop is no part of it.
+    #[must_use]
+    pub fn load_key(&self) -> LoadKey<'a> {
+        let record = self.record;
+        let is_open = record.load.as_ref().is_some_and(crate::record::LoadRecord::is_open);
+        let concurrency = if is_open { 0 } else { record.concurrency };
+        (&record.experiment, concurrency, record.round, record.again)
     }
 
     /// The requests released together at the opening of the case.
@@ -121,6 +134,7 @@ pub fn summarise(group: &CaseRequests<'_>, journal: &[JournalEntry]) -> CaseSumm
         experiment: record.experiment.clone(),
         concurrency: record.concurrency,
         round: record.round,
+        num_rounds: None,
         again: record.again,
         invalid: Vec::new(),
         cold: record.cold,

@@ -21,8 +21,9 @@ pub fn pair(engines: &[EngineRecord], cases: &[CaseSummary]) -> Vec<HttpCost> {
         else {
             continue;
         };
-        for http in cases.iter().filter(|case| case.engine == over_http.name) {
-            let twin = cases.iter().find(|case| {
+        let valid = || cases.iter().filter(|case| case.invalid.is_empty());
+        for http in valid().filter(|case| case.engine == over_http.name) {
+            let twin = valid().find(|case| {
                 case.engine == in_process.name
                     && case.experiment == http.experiment
                     && case.concurrency == http.concurrency

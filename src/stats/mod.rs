@@ -7,6 +7,7 @@ pub mod cell;
 pub mod checks;
 pub mod client_error;
 pub mod cold_start;
+pub mod contract;
 pub mod distribution;
 pub mod goodput;
 pub mod http_cost;
@@ -15,18 +16,21 @@ pub mod latency;
 pub mod misreading;
 pub mod open_loop;
 pub mod order_statistics;
+pub mod over_rounds;
 pub mod resources;
 pub mod staircase;
 pub mod summary;
 pub mod throughput;
+pub mod validity;
 pub mod warnings;
+pub mod window;
 
 use crate::record::{JournalEvent, RunData, SCHEMA_VERSION};
 
 pub use case::CaseRequests;
 pub use summary::Summary;
 
-use summary::AbsentCase;
+use summary::{AbsentCase, CaseSummary};
 
 /// Derives everything that is derived from a run. The same run gives the same
 /// summary, whatever the machine and the hour.
@@ -57,13 +61,20 @@ pub fn summarise(run: &RunData) -> Summary {
             cases.push(case::summarise(group, &run.journal));
         }
     }
+    validity::judge(run, &grouped, &mut cases);
+    let over_rounds = over_rounds::pool(&grouped, &cases, &run.journal);
+    let shown: Vec<CaseSummary> = match over_rounds.as_slice() {
+        [] => cases.iter().filter(|case| !case.again).cloned().collect(),
+        pooled => pooled.to_vec(),
+    };
     let inside = inside::summarise(run, &grouped);
     let cold_starts = cold_start::summarise(run, &grouped);
-    let http_cost = http_cost::pair(&run.manifest.engines, &cases);
+    let http_cost = http_cost::pair(&run.manifest.engines, &shown);
     let client_error = client_error::find(run);
     let capacity = capacity::capacities(&cases);
+    let common_window = window::common(&grouped, &cases);
     let resources = resources::summarise(run, &grouped);
-    let mut warnings = checks::find(run, &grouped, &cases, client_error.as_ref(), complete);
+    let mut warnings = checks::find(run, &grouped, &shown, client_error.as_ref(), complete);
     warnings.extend(checks::resources::find(run, &grouped, resources.as_ref()));
     Summary {
         schema_version: SCHEMA_VERSION,
@@ -72,6 +83,9 @@ pub fn summarise(run: &RunData) -> Summary {
         model: run.manifest.model.clone(),
         complete,
         cases,
+        over_rounds,
+        common_window,
+        contract: contract::works(run, &grouped),
         absent,
         http_cost,
         capacity,

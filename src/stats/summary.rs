@@ -10,10 +10,12 @@ use crate::engine::ErrorClass;
 use super::capacity::Capacity;
 use super::client_error::ClientErrors;
 use super::cold_start::ColdStart;
+use super::contract::Work;
 use super::inside::Inside;
 use super::open_loop::LoadSummary;
 use super::resources::Resources;
 use super::warnings::{Warning, WarningClass};
+use super::window::CommonWindow;
 
 /// Everything derived from one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +32,16 @@ pub struct Summary {
     pub complete: bool,
     /// One entry a case that was measured, in the manifest's order.
     pub cases: Vec<CaseSummary>,
+    /// The same with the rounds of each put together; empty where there is one round.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub over_rounds: Vec<CaseSummary>,
+    /// Cases over the beginnings that their answers have in common; empty where all answers to a
+    /// prompt have one length.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub common_window: Vec<CommonWindow>,
+    /// Whether the engines did the same work.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contract: Vec<Work>,
     /// Cases that were not measured, each with its reason.
     pub absent: Vec<AbsentCase>,
     /// What HTTP adds: the embedded engine over HTTP against itself in process.
@@ -53,6 +65,15 @@ pub struct Summary {
     pub warnings: Vec<Warning>,
 }
 
+impl Summary {
+    /// What tables and verdicts are made of: the rounds of each case put together, without the
+    /// second arms of engines compared with themselves.
+    pub fn shown(&self) -> impl Iterator<Item = &CaseSummary> {
+        let shown = if self.over_rounds.is_empty() { &self.cases } else { &self.over_rounds };
+        shown.iter().filter(|case| !case.again)
+    }
+}
+
 /// One engine under one load.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CaseSummary {
@@ -67,6 +88,9 @@ pub struct CaseSummary {
     /// Which repetition of the plan, from 0.
     #[serde(default)]
     pub round: u32,
+    /// Rounds that were put together, invalid ones left out; absent for one round alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_rounds: Option<u32>,
     /// Whether it is the second arm of a comparison of the engine with itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub again: bool,

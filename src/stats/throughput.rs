@@ -116,7 +116,7 @@ fn windows(
 /// every event has one, else the request's tokens spread evenly over its
 /// events. `None` where neither is known.
 #[expect(clippy::cast_precision_loss, reason = "event counts are far below 2^52")]
-fn token_weights(request: &RequestRecord) -> Option<Vec<(u64, f64)>> {
+pub(super) fn token_weights(request: &RequestRecord) -> Option<Vec<(u64, f64)>> {
     let sent = request.sent_at_ns?.as_nanos();
     let events: Vec<_> = request.events.iter().filter(|event| event.1.is_token()).collect();
     let known = events.iter().all(|event| event.2.is_some());

@@ -34,6 +34,14 @@ pub enum WarningClass {
     ShortOutputs,
     /// Engines counted different prompt lengths for the same prompts.
     UnequalPrompts,
+    /// Prompts reached the engine's model shorter than they were.
+    ContextTruncated,
+    /// Engines accept sequences of different length.
+    UnequalContext,
+    /// The engine serves fewer requests at once than it was sent.
+    FewerSlots,
+    /// Cases that measured something else than was asked for.
+    InvalidCases,
     /// The engine reused cached prompt tokens.
     PrefixCacheHit,
     /// Several tokens a chunk: gaps are not token gaps.

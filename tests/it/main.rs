@@ -11,6 +11,7 @@ mod contract;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod engine;
+mod fairness;
 mod golden;
 #[cfg(target_os = "linux")]
 mod lifecycle;

@@ -62,6 +62,10 @@ pub(super) fn resources(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
 pub(super) fn engines(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     open(out, "engines", "Engines and machine")?;
     tables::table(page, &page.view.engines, out)?;
+    if let Some(contract) = &page.view.contract {
+        writeln!(out, "<h3>{}</h3>", escape(&capitalise(&contract.caption)))?;
+        tables::table(page, contract, out)?;
+    }
     out.write_str("<div class=\"cards roomy\">\n")?;
     for engine in &page.run.manifest.engines {
         settings(page, engine, out)?;

@@ -119,7 +119,9 @@ fn timelines(
 
 fn caption(case: &crate::stats::summary::CaseSummary) -> String {
     let mut parts = Vec::new();
-    if case.n > timeline::MAX_ROWS as u64 {
+    if let Some(rounds) = case.num_rounds {
+        parts.push(format!("The first of {rounds} rounds."));
+    } else if case.n > timeline::MAX_ROWS as u64 {
         parts.push(format!("The first {} of {} requests.", timeline::MAX_ROWS, case.n));
     }
     if let Some(stair) = &case.staircase {

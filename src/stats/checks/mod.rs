@@ -3,6 +3,7 @@
 
 mod arrivals;
 mod client;
+mod contract;
 mod fairness;
 mod gpu;
 mod measurement;
@@ -33,16 +34,19 @@ pub fn find(
     warnings.extend(measurement::incomplete(&facts, complete));
     warnings.extend(fairness::unequal_precision(&facts));
     warnings.extend(fairness::unequal_prompts(&facts));
+    warnings.extend(contract::unequal_context(&facts));
     warnings.extend(measurement::busy_machine(&facts));
     warnings.extend(measurement::few_samples(&facts));
     for engine in &run.manifest.engines {
         warnings.extend(measurement::failures(&facts, engine));
+        warnings.extend(contract::invalid_cases(&facts, engine));
         warnings.extend(fairness::other_model(&facts, engine));
         warnings.extend(fairness::dummy_weights(engine));
         warnings.extend(gpu::emulated(engine));
         warnings.extend(gpu::no_graphs(run, engine));
         warnings.extend(fairness::short_outputs(&facts, engine));
         warnings.extend(fairness::prefix_cache_hit(&facts, engine));
+        warnings.extend(contract::fewer_slots(&facts, engine));
         warnings.extend(measurement::multi_token_chunks(&facts, engine));
         warnings.extend(measurement::count_source(&facts, engine));
         warnings.extend(measurement::send_spread(&facts, engine));
