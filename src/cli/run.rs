@@ -309,6 +309,7 @@ impl Measurement<'_> {
             lifecycles: self.lifecycles,
             introduction: contestants.introduction.clone(),
             unloadable: contestants.unloadable(),
+            warm_up: self.plan.warm_up,
             probe: probe.as_ref().map_or_else(probe::Handle::off, Probe::handle),
         };
         let mut progress = RunProgress::new(cases, contestants.names());

@@ -8,6 +8,8 @@ pub mod checks;
 pub mod client_error;
 pub mod cold_start;
 pub mod distribution;
+pub mod gate;
+pub mod gates;
 pub mod goodput;
 pub mod http_cost;
 pub mod inside;
@@ -16,6 +18,7 @@ pub mod misreading;
 pub mod open_loop;
 pub mod order_statistics;
 pub mod resources;
+pub mod settled;
 pub mod staircase;
 pub mod summary;
 pub mod throughput;
@@ -37,6 +40,10 @@ pub fn summarise(run: &RunData) -> Summary {
     let mut cases = Vec::new();
     let mut absent = Vec::new();
     for group in &grouped {
+        // Why an engine has no second arm is said of its first.
+        if group.record.again && group.record.absent.is_some() {
+            continue;
+        }
         if let Some(reason) = case::absence(group, run) {
             // Rates that a search left out are one entry, under the name of the load.
             let load = group.record.load.as_ref();
@@ -57,12 +64,19 @@ pub fn summarise(run: &RunData) -> Summary {
             cases.push(case::summarise(group, &run.journal));
         }
     }
+    let gates = gates::gates(run, &grouped, &cases);
     let inside = inside::summarise(run, &grouped);
-    let cold_starts = cold_start::summarise(run, &grouped);
-    let http_cost = http_cost::pair(&run.manifest.engines, &cases);
     let client_error = client_error::find(run);
-    let capacity = capacity::capacities(&cases);
-    let resources = resources::summarise(run, &grouped);
+    // Second arms are there to be compared with the first, and are in nothing else.
+    let (again, first): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.again);
+    let first_arms: Vec<_> =
+        grouped.iter().filter(|group| !group.record.again).cloned().collect();
+    let cold_starts = cold_start::summarise(run, &first_arms);
+    let http_cost = http_cost::pair(&run.manifest.engines, &first);
+    let capacity = capacity::capacities(&first);
+    let resources = resources::summarise(run, &first_arms);
+    let mut cases: Vec<_> = first.into_iter().chain(again).collect();
+    cases.sort_by_key(|case| case.case);
     let mut warnings = checks::find(run, &grouped, &cases, client_error.as_ref(), complete);
     warnings.extend(checks::resources::find(run, &grouped, resources.as_ref()));
     Summary {
@@ -75,6 +89,7 @@ pub fn summarise(run: &RunData) -> Summary {
         absent,
         http_cost,
         capacity,
+        gates,
         cold_starts,
         inside,
         client_error,
