@@ -62,10 +62,7 @@ pub(super) async fn make_room(
 }
 
 /// Writes down every end of an engine's process that nobody asked for.
-pub(super) fn note_exits(
-    session: &Session<'_>,
-    engines: &mut [Readiness],
-) -> Result<(), Stopped> {
+pub(super) fn note_exits(session: &Session<'_>, engines: &mut [Readiness]) -> Result<(), Stopped> {
     for (engine, readiness) in engines.iter_mut().enumerate() {
         if let Some(exit) = session.lifecycles.keeper(engine).and_then(Keeper::take_exit) {
             readiness.left();

@@ -151,12 +151,7 @@ struct Loads<'a> {
 }
 
 impl Loads<'_> {
-    fn of_experiment(
-        &mut self,
-        experiment: Experiment,
-        concurrency: u32,
-        round: u32,
-    ) -> Vec<Case> {
+    fn of_experiment(&mut self, experiment: Experiment, concurrency: u32, round: u32) -> Vec<Case> {
         let (name, cold) = (experiment.as_str(), experiment.is_cold());
         let case = |turn: Turn, load: u32| {
             let subject = &self.subjects[turn.engine];
@@ -343,7 +338,10 @@ mod tests {
         let arms = |cases: &[Case]| cases.iter().map(|c| (c.engine, c.again)).collect::<Vec<_>>();
         let turns = [(0, false), (1, false), (1, true), (0, true)];
         assert_eq!(arms(&cases[..4]), turns);
-        assert_eq!(arms(&cases[cases.len() / 2..][..4]), turns.map(|t| t).into_iter().rev().collect::<Vec<_>>());
+        assert_eq!(
+            arms(&cases[cases.len() / 2..][..4]),
+            turns.map(|t| t).into_iter().rev().collect::<Vec<_>>()
+        );
         for load in cases.chunks(4) {
             let of = |again: bool| load.iter().filter(move |c| c.again == again).map(|c| c.load);
             assert_eq!(of(false).min(), of(false).max(), "engines share the prompts of an arm");
@@ -354,14 +352,20 @@ mod tests {
         loads.sort_unstable();
         loads.dedup();
         assert_eq!(loads.len(), cases.len() / 2, "no load is met twice");
-        assert!(cases.iter().filter(|case| case.again && case.cold && case.engine == 1).all(|case| case.absent.is_some()));
+        assert!(
+            cases
+                .iter()
+                .filter(|case| case.again && case.cold && case.engine == 1)
+                .all(|case| case.absent.is_some())
+        );
     }
 
     #[test]
     fn stretches_follow_the_order_and_the_arms() {
         let resident = Some(Residency::One);
         let stretches = |order, seed| {
-            let plan = Plan { rounds: 2, aa: true, order, resident, seed: Some(seed), ..Plan::default() };
+            let plan =
+                Plan { rounds: 2, aa: true, order, resident, seed: Some(seed), ..Plan::default() };
             let cases = expand(&plan, &subjects());
             let mut turns: Vec<_> = cases.iter().map(|c| (c.round, c.engine, c.again)).collect();
             turns.dedup();

@@ -167,13 +167,17 @@ pub enum PlanError {
     #[error("{0}")]
     Word(String),
     /// A requirement that no case of the plan has to meet.
-    #[error("requirement `{0}` is of no case of this plan: name an experiment or a load of it; cold ones are meant only by name")]
+    #[error(
+        "requirement `{0}` is of no case of this plan: name an experiment or a load of it; cold ones are meant only by name"
+    )]
     RequiresNothing(String),
     /// Early stopping without anything to be decided.
     #[error("`stop_when_decided` needs requirements: give at least one in `require`")]
     NothingToDecide,
     /// Two settings that defeat each other.
-    #[error("`aa` and `stop_when_decided` exclude each other: two arms of a different number of requests say nothing of noise")]
+    #[error(
+        "`aa` and `stop_when_decided` exclude each other: two arms of a different number of requests say nothing of noise"
+    )]
     UnequalArms,
     /// Two ways of saying what is asked.
     #[error("a plan has either `prompt` or `prompt_tokens`, not both")]

@@ -250,7 +250,10 @@ mod tests {
             ("require = ['peak:ttft_p90<1s']", "of no case of this plan"),
             ("experiments = ['sequential-cold']\nrequire = ['ttft_p90<1s']", "of no case"),
             ("stop_when_decided = true", "needs requirements"),
-            ("stop_when_decided = true\naa = true\nrequire = ['ttft_p90<1s']", "exclude each other"),
+            (
+                "stop_when_decided = true\naa = true\nrequire = ['ttft_p90<1s']",
+                "exclude each other",
+            ),
         ] {
             let message = Plan::from_toml(text).unwrap_err().to_string();
             assert!(message.contains(expected), "{text}: {message}");

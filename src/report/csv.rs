@@ -46,7 +46,7 @@ pub fn render(summary: &Summary, out: &mut impl Write) -> fmt::Result {
     let mut writer = ::csv::Writer::from_writer(Vec::new());
     // Writing to memory fails only for rows of unequal length, and fields are counted by type.
     writer.write_record(COLUMNS).map_err(|_| fmt::Error)?;
-    for case in &summary.cases {
+    for case in summary.cases.iter().filter(|case| !case.again) {
         for (metric, unit, distribution) in distributions(case) {
             let fields = statistics(distribution);
             writer.write_record(row(case, metric, unit, fields)).map_err(|_| fmt::Error)?;

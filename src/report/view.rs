@@ -28,6 +28,8 @@ pub struct View<'a> {
     pub engines: Table,
     /// In the manifest's order.
     pub experiments: Vec<Experiment<'a>>,
+    /// What was required, where anything was.
+    pub gates: Vec<Table>,
     /// One table a pair of engines.
     pub http_cost: Vec<Table>,
     /// One table a sweep over rates.
@@ -81,6 +83,7 @@ impl<'a> View<'a> {
             facts: facts(run, summary),
             engines: engines(run),
             experiments: experiments(run, summary),
+            gates: super::gates::tables(run, &summary.gates),
             http_cost: http_cost(&summary.http_cost),
             capacity: load_table::capacity_tables(&summary.capacity),
             cold_starts: super::cold_start::tables(&summary.cold_starts),
@@ -215,7 +218,8 @@ pub fn describe(experiment: &str) -> &'static str {
 
 fn experiments<'a>(run: &'a RunData, summary: &'a Summary) -> Vec<Experiment<'a>> {
     let mut experiments: Vec<Experiment<'a>> = Vec::new();
-    for case in &summary.cases {
+    // Second arms are no further measurement: they say how much an engine differs from itself.
+    for case in summary.cases.iter().filter(|case| !case.again) {
         match experiments.iter_mut().find(|known| known.name == case.experiment) {
             Some(known) => known.cases.push(case),
             None => experiments.push(Experiment {
@@ -242,6 +246,9 @@ fn experiments<'a>(run: &'a RunData, summary: &'a Summary) -> Vec<Experiment<'a>
             vec![case_table(run, &experiment.cases)]
         };
         experiment.tables.extend(load_table::load_table(run, &experiment.cases));
+        if let Some(last) = experiment.tables.last_mut() {
+            last.notes.extend(super::conduct::notes(&experiment.cases));
+        }
         let widest = experiment.widest();
         let widest: Vec<_> =
             experiment.cases.iter().copied().filter(|case| case.concurrency == widest).collect();

@@ -159,11 +159,7 @@ impl Tails {
             return Self { at_most: 1.0, exactly: 0.0, at_least: 0.0 };
         };
         let sum = |terms: &[f64]| terms.iter().sum::<f64>().min(1.0);
-        Self {
-            at_most: sum(&terms[..=place]),
-            exactly: *exactly,
-            at_least: sum(&terms[place..]),
-        }
+        Self { at_most: sum(&terms[..=place]), exactly: *exactly, at_least: sum(&terms[place..]) }
     }
 }
 
@@ -227,7 +223,13 @@ mod tests {
                 let h = (to - from) / f64::from(steps);
                 let sum: f64 = (0..=steps)
                     .map(|i| {
-                        let weight = if i == 0 || i == steps { 1.0 } else if i % 2 == 1 { 4.0 } else { 2.0 };
+                        let weight = if i == 0 || i == steps {
+                            1.0
+                        } else if i % 2 == 1 {
+                            4.0
+                        } else {
+                            2.0
+                        };
                         weight * likelihood(from + h * f64::from(i))
                     })
                     .sum();

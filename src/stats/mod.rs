@@ -69,8 +69,7 @@ pub fn summarise(run: &RunData) -> Summary {
     let client_error = client_error::find(run);
     // Second arms are there to be compared with the first, and are in nothing else.
     let (again, first): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.again);
-    let first_arms: Vec<_> =
-        grouped.iter().filter(|group| !group.record.again).cloned().collect();
+    let first_arms: Vec<_> = grouped.iter().filter(|group| !group.record.again).cloned().collect();
     let cold_starts = cold_start::summarise(run, &first_arms);
     let http_cost = http_cost::pair(&run.manifest.engines, &first);
     let capacity = capacity::capacities(&first);

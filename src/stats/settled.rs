@@ -71,9 +71,9 @@ fn near(
 ) -> Result<(), String> {
     let known: Option<Vec<f64>> = medians.collect();
     let known = known.ok_or_else(|| format!("one of the last {WINDOW} bursts has no {what}"))?;
-    let (low, high) = known.iter().fold((f64::INFINITY, 0.0_f64), |(low, high), ms| {
-        (low.min(*ms), high.max(*ms))
-    });
+    let (low, high) = known
+        .iter()
+        .fold((f64::INFINITY, 0.0_f64), |(low, high), ms| (low.min(*ms), high.max(*ms)));
     let middle = median(known.into_iter()).unwrap_or(0.0);
     if high - low <= (TOLERANCE * middle).max(least_ms) {
         return Ok(());

@@ -7,6 +7,7 @@ mod fairness;
 mod gpu;
 mod measurement;
 pub mod resources;
+mod settling;
 
 use std::collections::BTreeMap;
 
@@ -45,6 +46,7 @@ pub fn find(
         warnings.extend(fairness::prefix_cache_hit(&facts, engine));
         warnings.extend(measurement::multi_token_chunks(&facts, engine));
         warnings.extend(measurement::count_source(&facts, engine));
+        warnings.extend(settling::not_settled(&facts, engine));
         warnings.extend(measurement::send_spread(&facts, engine));
         warnings.extend(client::saturated(&facts, client_error, engine));
         warnings.extend(client::processor(&facts, engine));
