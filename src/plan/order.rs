@@ -126,8 +126,8 @@ mod tests {
 
     #[test]
     fn shuffled_turns_come_of_the_seed_alone_and_differ_between_loads() {
-        let drawn: Vec<_> = (0..40).map(|load| turns(Order::Shuffled, true, 0, load)).collect();
-        let again: Vec<_> = (0..40).map(|load| turns(Order::Shuffled, true, 0, load)).collect();
+        let drawn: Vec<_> = (0..200).map(|load| turns(Order::Shuffled, true, 0, load)).collect();
+        let again: Vec<_> = (0..200).map(|load| turns(Order::Shuffled, true, 0, load)).collect();
         assert_eq!(drawn, again);
         let mut different = drawn.clone();
         different.sort();

@@ -251,7 +251,7 @@ mod tests {
         let mut count = 0;
         for _ in 0..runs {
             let mut over = 0;
-            for n in 1..=600 {
+            for n in 1..=300 {
                 over += u64::from(generator.random_bool(share));
                 if test.verdict(n, over) == wrong {
                     count += 1;
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn sequential_verdict_is_wrong_as_seldom_as_promised_though_looked_at_after_every_request() {
-        let (runs, error) = (1_500, 0.05);
+        let (runs, error) = (800, 0.05);
         // Three standard deviations of the simulation itself.
         let slack = 3.0 * (error * (1.0 - error) / f64::from(runs)).sqrt();
         for wrong in [Verdict::Met, Verdict::Missed] {

@@ -179,7 +179,7 @@ mod tests {
             .iter()
             .map(|(fast, slow)| {
                 (0..fast + slow)
-                    .map(|i| request(i, u64::from(i), &[if i < *fast { 10 } else { 100 }, 120]))
+                    .map(|i| request(i, 0, &[if i < *fast { 10 } else { 100 }, 120]))
                     .collect()
             })
             .collect();

@@ -62,11 +62,6 @@ impl Served {
             .unwrap()
     }
 
-    /// Where it listens.
-    pub fn url(&self) -> &str {
-        &self.server.url
-    }
-
     /// Bodies of all requests, in order of arrival.
     pub fn bodies(&self) -> Vec<Value> {
         let _guard = self.runtime.enter();
