@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(arms(&cases[..4]), turns);
         assert_eq!(
             arms(&cases[cases.len() / 2..][..4]),
-            turns.map(|t| t).into_iter().rev().collect::<Vec<_>>()
+            turns.into_iter().rev().collect::<Vec<_>>()
         );
         for load in cases.chunks(4) {
             let of = |again: bool| load.iter().filter(move |c| c.again == again).map(|c| c.load);

@@ -74,7 +74,7 @@ fn near(
     let (low, high) = known
         .iter()
         .fold((f64::INFINITY, 0.0_f64), |(low, high), ms| (low.min(*ms), high.max(*ms)));
-    let middle = median(known.into_iter()).unwrap_or(0.0);
+    let middle = median(known).unwrap_or(0.0);
     if high - low <= (TOLERANCE * middle).max(least_ms) {
         return Ok(());
     }
