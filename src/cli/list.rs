@@ -235,11 +235,12 @@ pub(super) fn print_cases(cases: &[Case], names: &[String]) -> anyhow::Result<Ex
         let state = case.absent.as_ref().map_or(String::new(), |why| format!("  absent: {why}"));
         writeln!(
             stdout,
-            "{:<16} {:<5} {:>4} requests  {}{state}",
+            "{:<16} {:<5} {:>4} requests  {}{}{state}",
             case.experiment,
             case.pace(),
             case.num_requests,
-            names[case.engine]
+            names[case.engine],
+            if case.again { "  again" } else { "" },
         )?;
     }
     Ok(ExitStatus::Success)

@@ -1,6 +1,7 @@
 //! The command line: one verb per file. The only place that prints: data on
 //! stdout, everything else on stderr.
 
+pub mod arrangement_args;
 pub mod calibrate;
 pub mod doctor;
 pub mod embedded;

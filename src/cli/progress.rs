@@ -15,6 +15,8 @@ pub struct RunProgress {
     bar: ProgressBar,
     names: Vec<String>,
     num_failed: u64,
+    /// Requests of the case that is measured.
+    num_of_case: u64,
 }
 
 impl RunProgress {
@@ -26,7 +28,7 @@ impl RunProgress {
         let bar = ProgressBar::new(num_requests);
         bar.set_style(style("{bar:20} {pos}/{len} requests {prefix} {elapsed} {wide_msg}"));
         bar.enable_steady_tick(Duration::from_millis(500));
-        Self { bar, names, num_failed: 0 }
+        Self { bar, names, num_failed: 0, num_of_case: 0 }
     }
 
     /// Takes the bar away, so that what follows starts on a clean line.
@@ -36,7 +38,8 @@ impl RunProgress {
 
     fn label(&self, case: &Case) -> String {
         let engine = self.names.get(case.engine).map_or("?", String::as_str);
-        format!("{} {} {engine}", case.experiment, case.pace())
+        let again = if case.again { " again" } else { "" };
+        format!("{} {} {engine}{again}", case.experiment, case.pace())
     }
 
     fn say(&self, line: &str) {
@@ -58,15 +61,20 @@ impl Observer for RunProgress {
             self.num_failed += 1;
             self.bar.set_prefix(format!("{} failed", self.num_failed));
         }
+        self.num_of_case += 1;
         self.bar.inc(1);
     }
 
     fn finished(&mut self, case: &Case, failure: Option<&str>) {
         let label = self.label(case);
+        let measured = std::mem::take(&mut self.num_of_case);
+        // What is not sent any more, of a case that failed or had nothing left to decide.
+        let unsent = u64::from(case.num_requests).saturating_sub(measured);
+        self.bar.set_length(self.bar.length().unwrap_or(0).saturating_sub(unsent));
         match failure {
             Some(message) => self.say(&format!("{label}: not measured: {message}")),
             None if std::io::stderr().is_terminal() => {}
-            None => self.say(&format!("{label}: {} requests", case.num_requests)),
+            None => self.say(&format!("{label}: {measured} requests")),
         }
     }
 }

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::arrangement_args::ArrangementArgs;
 use super::engines::{self, Contestants, Opening};
 use super::label::{default_path, fresh_seed, wall_label};
 use super::list;
@@ -23,9 +24,7 @@ use crate::plan::lifecycle::parse_start;
 use crate::plan::{Case, Experiment, Plan, PromptPlan, expand};
 use crate::probe::{self, Probe};
 use crate::record::run_dir::{write_json, write_whole};
-use crate::record::{
-    JournalEvent, Manifest, RecordWriter, Recorder, RunData, RunDirError, SCHEMA_VERSION,
-};
+use crate::record::{Manifest, RecordWriter, Recorder, RunData, RunDirError, SCHEMA_VERSION};
 use crate::report;
 use crate::stats::{Summary, summarise};
 use crate::workload::source::read_sources;
@@ -109,6 +108,8 @@ pub struct Run {
     #[arg(long)]
     list: bool,
     #[command(flatten)]
+    arrangement: ArrangementArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
@@ -165,7 +166,7 @@ impl Run {
         let ended = measured?;
         let (data, summary) = derived?;
         self.print(global, &path, &data, &summary)?;
-        Ok(exit_status(&ended, &data, &summary))
+        Ok(self.arrangement.exit_status(&ended, &data, &summary))
     }
 
     /// Who starts engines. Their logs need a place before there is a run
@@ -224,6 +225,7 @@ impl Run {
         if let Some(format) = self.load_format {
             plan.dummy_weights = format == super::LoadFormat::Dummy;
         }
+        self.arrangement.apply(&mut plan);
         let asked_for_experiments = !self.experiments.is_empty();
         self.load.apply(&mut plan, self.requests, self.prompt_tokens, asked_for_experiments)?;
         plan.check()?;
@@ -309,6 +311,7 @@ impl Measurement<'_> {
             lifecycles: self.lifecycles,
             introduction: contestants.introduction.clone(),
             unloadable: contestants.unloadable(),
+            warm_up: self.plan.warm_up,
             probe: probe.as_ref().map_or_else(probe::Handle::off, Probe::handle),
         };
         let mut progress = RunProgress::new(cases, contestants.names());
@@ -366,23 +369,4 @@ fn finish(path: &Path) -> anyhow::Result<(RunData, Summary)> {
     report::render_html(&data, &summary, &mut html)?;
     write_whole(&path.join("report.html"), html.as_bytes())?;
     Ok((data, summary))
-}
-
-fn exit_status(ended: &Ended, data: &RunData, summary: &Summary) -> ExitStatus {
-    match ended {
-        Ended::Interrupted => ExitStatus::Interrupted,
-        Ended::RecorderStopped => ExitStatus::Failure,
-        Ended::Complete => {
-            let silent = summary.cases.iter().any(|case| case.num_ok == 0);
-            let failed = data
-                .journal
-                .iter()
-                .any(|entry| matches!(entry.event, JournalEvent::CaseFailed { .. }));
-            if summary.cases.is_empty() || silent || failed {
-                ExitStatus::Failure
-            } else {
-                ExitStatus::Success
-            }
-        }
-    }
 }

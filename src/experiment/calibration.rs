@@ -11,7 +11,7 @@ use super::{CpuTime, Session, entry};
 use crate::clock::{Clock, Timestamp};
 use crate::engine::scripted::{Script, ScriptedServer, Truth};
 use crate::engine::{Engine, EngineSpec, GenerateRequest, ModelHint, Prompt, Sampling, connect};
-use crate::load::drive;
+use crate::load::{Next, drive};
 use crate::plan::Case;
 use crate::record::{
     CalibrationRecord, EventRecord, JournalEntry, JournalEvent, RecordWriter, RequestRecord,
@@ -191,7 +191,7 @@ impl Pairs<'_> {
             };
             self.waiting.insert(label, entry::record(completed, setting));
             result = self.match_up(Duration::ZERO, &mut *keep);
-            result.is_ok()
+            if result.is_ok() { Next::GoOn } else { Next::Stop }
         })
         .await;
         result

@@ -1,6 +1,7 @@
 //! Puts the engines into the state in which a case wants to meet them: its own
 //! cold, or up; the others out of its memory where only one may be resident.
 
+use super::readiness::Readiness;
 use super::{Cell, Failure, Session};
 use crate::lifecycle::Keeper;
 use crate::plan::Residency;
@@ -30,12 +31,12 @@ pub(super) async fn bring_up(session: &Session<'_>, cell: &Cell<'_>) -> Result<b
 }
 
 /// Where one engine may be resident at a time: stops or unloads every other one
-/// that may hold memory. `warm` says which those are, and is told. One that
+/// that may hold memory. `engines` says which those are, and is told. One that
 /// cannot be unloaded stays.
 pub(super) async fn make_room(
     session: &Session<'_>,
     engine: usize,
-    warm: &mut [bool],
+    engines: &mut [Readiness],
 ) -> Result<(), Failure> {
     if session.lifecycles.residency() == Residency::Together {
         return Ok(());
@@ -44,9 +45,9 @@ pub(super) async fn make_room(
         if let Some(keeper) = session.lifecycles.keeper(other) {
             if keeper.is_up() {
                 stop(session, keeper).await?;
-                warm[other] = false;
+                engines[other].left();
             }
-        } else if warm[other]
+        } else if engines[other].is_resident()
             && session.unloadable.get(other) == Some(&true)
             && let Some(unloaded) = &session.engines[other]
         {
@@ -54,17 +55,17 @@ pub(super) async fn make_room(
             let took_ns = units::nanos(took);
             let engine = u32::try_from(other).unwrap_or(u32::MAX);
             session.note(JournalEvent::EngineStopped { engine, took_ns, killed: false })?;
-            warm[other] = false;
+            engines[other].left();
         }
     }
     Ok(())
 }
 
 /// Writes down every end of an engine's process that nobody asked for.
-pub(super) fn note_exits(session: &Session<'_>, warm: &mut [bool]) -> Result<(), Stopped> {
-    for (engine, warm) in warm.iter_mut().enumerate() {
+pub(super) fn note_exits(session: &Session<'_>, engines: &mut [Readiness]) -> Result<(), Stopped> {
+    for (engine, readiness) in engines.iter_mut().enumerate() {
         if let Some(exit) = session.lifecycles.keeper(engine).and_then(Keeper::take_exit) {
-            *warm = false;
+            readiness.left();
             session.writer.journal(exit)?;
         }
     }

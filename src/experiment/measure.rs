@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::decisions::Decisions;
 use super::{Cell, Failure, Observer, Session, entry};
 use crate::infer::InferError;
 use crate::load::{Arriving, Completed, Next, OpenLoad, drive};
@@ -15,6 +16,7 @@ use crate::workload::{Scheduled, prompt_sha256};
 pub(super) async fn measure(
     session: &Session<'_>,
     cell: &Cell<'_>,
+    decisions: &mut Decisions,
     observer: &mut dyn Observer,
 ) -> Result<Vec<RequestRecord>, Failure> {
     let Cell { number, case, engine, watch } = *cell;
@@ -24,9 +26,11 @@ pub(super) async fn measure(
         session,
         cell,
         observer,
+        decisions,
         meant: meant.collect(),
         stopped: Ok(()),
         failed: None,
+        num_written: 0,
         kept: Vec::new(),
     };
     session.note(JournalEvent::CaseStarted { case: number })?;
@@ -41,7 +45,7 @@ pub(super) async fn measure(
                 concurrency,
                 session.clock,
                 &session.cancel,
-                &mut |completed| !matches!(books.write(completed), Next::Stop),
+                &mut |completed| books.write(completed),
             )
             .await;
         }
@@ -56,7 +60,7 @@ pub(super) async fn measure(
             load.drive(arrivals, &mut |completed| books.write(completed)).await;
         }
     }
-    let Books { stopped, failed, kept, .. } = books;
+    let Books { stopped, failed, kept, decisions, num_written, .. } = books;
     stopped?;
     let client_cpu = (session.cpu_time)().saturating_sub(cpu_before);
     let client_cpu_ns = units::nanos(client_cpu);
@@ -64,7 +68,14 @@ pub(super) async fn measure(
     if let Some(error) = failed {
         return Err(error.into());
     }
+    let num_unsent = u64::from(case.num_requests).saturating_sub(num_written);
     if !session.cancel.is_cancelled() {
+        if num_unsent > 0 && decisions.are_made(case) {
+            let told = decisions.told(case);
+            let reason = format!("{told}; {num_unsent} of {} not sent", case.num_requests);
+            let num_requests = num_written;
+            session.note(JournalEvent::StoppedEarly { case: number, num_requests, reason })?;
+        }
         session.note(JournalEvent::CaseFinished { case: number, client_cpu_ns })?;
     }
     Ok(kept)
@@ -102,10 +113,12 @@ struct Books<'a> {
     session: &'a Session<'a>,
     cell: &'a Cell<'a>,
     observer: &'a mut dyn Observer,
+    decisions: &'a mut Decisions,
     meant: HashMap<usize, Meant>,
     stopped: Result<(), Stopped>,
     /// A turn that could not be made.
     failed: Option<InferError>,
+    num_written: u64,
     kept: Vec<RequestRecord>,
 }
 
@@ -129,6 +142,8 @@ impl Books<'_> {
             },
         );
         self.observer.request(&record);
+        self.num_written += 1;
+        let decided = self.decisions.learn(case, &record);
         if case.search {
             self.kept.push(record.clone());
         }
@@ -137,7 +152,11 @@ impl Books<'_> {
         if self.stopped.is_ok() {
             self.stopped = watch.write(case.engine, self.session);
         }
-        if self.stopped.is_err() || self.failed.is_some() { Next::Stop } else { next }
+        match next {
+            _ if self.stopped.is_err() || self.failed.is_some() => Next::Stop,
+            _ if decided => Next::Enough,
+            next => next,
+        }
     }
 
     /// The next turn of a conversation; one that failed ends it.

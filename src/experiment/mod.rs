@@ -3,8 +3,10 @@
 
 pub mod calibration;
 mod condition;
+mod decisions;
 mod entry;
 mod measure;
+mod readiness;
 mod search;
 mod warm_up;
 mod watch;
@@ -19,10 +21,12 @@ use crate::engine::{Engine, EngineError};
 use crate::infer::InferError;
 use crate::infer::telemetry::ResidentBytes;
 use crate::lifecycle::Lifecycles;
-use crate::plan::Case;
+use crate::plan::{Case, WarmUp};
 use crate::probe;
 use crate::record::{JournalEntry, JournalEvent, RecordWriter, RequestRecord, Stopped};
 use crate::workload::Workload;
+use decisions::Decisions;
+use readiness::Readiness;
 use search::Search;
 use watch::Watch;
 
@@ -39,6 +43,8 @@ pub struct Session<'a> {
     pub clock: &'a Clock,
     /// Where lines go.
     pub writer: &'a RecordWriter,
+    /// How engines are brought to their speed before warm cases.
+    pub warm_up: WarmUp,
     /// Set when the user asks to stop.
     pub cancel: CancellationToken,
     /// Read before and after each case.
@@ -119,23 +125,32 @@ async fn run_each(
     watch: &Watch,
     observer: &mut dyn Observer,
 ) -> Ended {
-    let mut warm = vec![false; session.engines.len()];
+    let mut course = Course {
+        engines: vec![Readiness::default(); session.engines.len()],
+        next_warm_up_prompt: 0,
+        decisions: Decisions::default(),
+    };
     let mut search = Search::default();
     for (number, case) in (0..).zip(cases) {
         let Some(engine) = session.engines[case.engine].as_ref().filter(|_| case.absent.is_none())
         else {
             continue;
         };
-        if !search.needs(case) {
-            let reason = search::NOT_NEEDED.to_owned();
+        let not_needed = if !search.needs(case) {
+            Some(search::NOT_NEEDED)
+        } else {
+            course.decisions.are_made(case).then_some(decisions::NOT_NEEDED)
+        };
+        if let Some(reason) = not_needed {
+            let reason = reason.to_owned();
             if session.note(JournalEvent::CaseSkipped { case: number, reason }).is_err() {
                 return Ended::RecorderStopped;
             }
             continue;
         }
         let cell = Cell { number, case, engine, watch };
-        let result = run_case(session, &cell, &mut warm, observer).await;
-        let noted = condition::note_exits(session, &mut warm);
+        let result = run_case(session, &cell, &mut course, observer).await;
+        let noted = condition::note_exits(session, &mut course.engines);
         let result = noted.map_or(Err(Failure::Recorder), |()| result);
         match result {
             Ok(kept) => {
@@ -157,6 +172,14 @@ async fn run_each(
         }
     }
     Ended::Complete
+}
+
+/// What one case leaves behind for the next.
+struct Course {
+    engines: Vec<Readiness>,
+    /// Never goes back, so that no warm-up prompt is sent twice in a run.
+    next_warm_up_prompt: u32,
+    decisions: Decisions,
 }
 
 /// A case that is being run.
@@ -193,28 +216,30 @@ impl From<EngineError> for Failure {
 async fn run_case(
     session: &Session<'_>,
     cell: &Cell<'_>,
-    warm: &mut [bool],
+    course: &mut Course,
     observer: &mut dyn Observer,
 ) -> Result<Vec<RequestRecord>, Failure> {
+    let Course { engines, next_warm_up_prompt, decisions } = course;
     let engine = cell.case.engine;
-    condition::make_room(session, engine, warm).await?;
+    condition::make_room(session, engine, engines).await?;
     if cell.case.cold {
         observer.phase(cell.case, "making cold");
         condition::make_cold(session, cell).await?;
+        engines[engine].loaded_anew();
     } else {
         if condition::bring_up(session, cell).await? {
-            warm[engine] = false;
+            engines[engine].left();
         }
-        if !warm[engine] {
-            observer.phase(cell.case, "warming up");
-            warm_up::warm_up(session, cell).await?;
+        let burst = cell.case.burst();
+        if session.warm_up != WarmUp::Bursts(0) && engines[engine].needs_warm_up(burst) {
+            warm_up::warm_up(session, cell, next_warm_up_prompt, observer).await?;
+            engines[engine].warmed_up(burst);
         }
+        engines[engine].asked();
     }
-    // Also a cold case leaves its engine warm.
-    warm[engine] = true;
     session.probe.open_case(cell.case.engine, cell.case.cold).await;
     observer.phase(cell.case, "measuring");
-    let measured = measure::measure(session, cell, observer).await;
+    let measured = measure::measure(session, cell, decisions, observer).await;
     session.probe.close_case(cell.case.engine).await;
     measured
 }

@@ -10,9 +10,11 @@ use crate::stats::{capacity, open_loop};
 /// Why a rate was left out.
 pub(super) const NOT_NEEDED: &str = "the search for the capacity did not need these rates";
 
-/// What is known so far, by engine, load and round.
+/// What is known so far, by engine, load, round and arm.
 #[derive(Debug, Default)]
-pub(super) struct Search(HashMap<(usize, usize, u32), Bounds>);
+pub(super) struct Search(HashMap<Place, Bounds>);
+
+type Place = (usize, usize, u32, bool);
 
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
@@ -43,10 +45,10 @@ impl Search {
     }
 }
 
-fn place(case: &Case) -> Option<((usize, usize, u32), f64)> {
+fn place(case: &Case) -> Option<(Place, f64)> {
     let open = matches!(case.shape, LoadShape::Open { .. });
     let rate = case.told.as_ref()?.rate_per_s.filter(|_| open && case.search)?;
-    Some(((case.engine, case.load_plan?, case.round), rate))
+    Some(((case.engine, case.load_plan?, case.round, case.again), rate))
 }
 
 #[cfg(test)]

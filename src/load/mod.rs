@@ -38,7 +38,7 @@ pub struct Completed {
 /// Runs `requests` against `engine` with at most `concurrency` in flight: the
 /// first `concurrency` are prepared, then released at once; each of the rest
 /// is released as one before it ends. `on_completed` sees each as it ends and
-/// may stop the load by returning `false`.
+/// says whether the load goes on. What follows upon what is in the list already.
 ///
 /// After `cancel` nothing more is sent; what is in flight ends as cancelled.
 pub async fn drive(
@@ -47,7 +47,7 @@ pub async fn drive(
     concurrency: usize,
     clock: &Clock,
     cancel: &CancellationToken,
-    on_completed: &mut dyn FnMut(Completed) -> bool,
+    on_completed: &mut dyn FnMut(Completed) -> Next,
 ) {
     let mut waiting: VecDeque<(usize, GenerateRequest)> =
         requests.into_iter().enumerate().collect();
@@ -63,9 +63,10 @@ pub async fn drive(
     }
     while let Some(joined) = in_flight.join_next().await {
         let completed = joined.unwrap_or_else(|panic| lost(clock, &panic.to_string()));
-        let go_on = on_completed(completed);
-        if !go_on {
-            cancel.cancel();
+        match on_completed(completed) {
+            Next::GoOn | Next::Then(_) => {}
+            Next::Stop => cancel.cancel(),
+            Next::Enough => waiting.clear(),
         }
         if cancel.is_cancelled() {
             continue;

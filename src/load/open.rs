@@ -36,8 +36,10 @@ pub struct Arriving {
 pub enum Next {
     /// Nothing of it.
     GoOn,
-    /// No more is sent.
+    /// No more is sent, and what is in flight is cancelled.
     Stop,
+    /// No more is sent; what is in flight goes on to its end.
+    Enough,
     /// Another request, so long after this one's end: the next turn of a conversation.
     Then(Arriving),
 }
@@ -103,6 +105,7 @@ impl OpenLoad<'_> {
                     match on_completed(completed) {
                         Next::GoOn => {}
                         Next::Stop => self.cancel.cancel(),
+                        Next::Enough => queue = Queue::default(),
                         Next::Then(arriving) => queue.add(ended_at.plus(arriving.at), arriving),
                     }
                 }

@@ -107,6 +107,17 @@ fn run(
     refuse: bool,
     stop_after: usize,
 ) -> (Vec<Completed>, Counters) {
+    run_until(n, concurrency, refuse, stop_after, || Next::Stop)
+}
+
+/// The same with another answer after `stop_after` than to stop.
+fn run_until(
+    n: usize,
+    concurrency: usize,
+    refuse: bool,
+    stop_after: usize,
+    end: impl Fn() -> Next,
+) -> (Vec<Completed>, Counters) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let clock = Clock::real();
     let (engine, counters) = counting(&clock, refuse, 2);
@@ -115,7 +126,7 @@ fn run(
     let cancel = CancellationToken::new();
     runtime.block_on(drive(&engine, requests, concurrency, &clock, &cancel, &mut |completed| {
         ended.push(completed);
-        ended.len() < stop_after
+        if ended.len() < stop_after { Next::GoOn } else { end() }
     }));
     drop(engine);
     let counters = std::mem::take(&mut *counters.lock().unwrap());
@@ -156,6 +167,18 @@ fn stopping_hands_back_what_is_in_flight_and_sends_no_more() {
     assert_eq!(ended.len(), 4, "one ended, three were in flight");
     assert_eq!(counters.prepared, 4);
     assert_eq!(counters.in_flight, 0);
+}
+
+#[test]
+fn enough_sends_no_more_and_lets_what_is_in_flight_end() {
+    let (ended, counters) = run_until(20, 4, false, 1, || Next::Enough);
+    assert_eq!((ended.len(), counters.prepared), (4, 4));
+    assert!(ended.iter().all(|completed| completed.exchange.outcome.is_ok()));
+    let at: Vec<u64> = (0..20).map(|i| i * 40).collect();
+    let (ended, _) = arrive(&at, 100, 100, |_| Next::Enough);
+    // Those that had arrived in the 100 ms that the first took; a slow machine adds some.
+    assert!((1..15).contains(&ended.len()), "{}", ended.len());
+    assert!(ended.iter().all(|completed| completed.exchange.outcome.is_ok()));
 }
 
 /// Runs an open loop of requests that arrive at `at` ms and take `takes` ms each.

@@ -1,10 +1,9 @@
 //! From a plan and the engines that answered to an ordered list of cases.
-//! Engines alternate within each load and turn round from one round to the next
-//! (A B, B A, A B ...), so that a machine that drifts during the run does not
-//! favour whoever came first.
+//! Engines take turns within each load, in the plan's order.
 
 use super::load::points;
-use super::{Experiment, LoadShape, Plan, Residency};
+use super::order::{Draw, Turn};
+use super::{Experiment, LoadPlan, LoadShape, Plan, Requirement, Residency};
 use crate::record::{CaseRecord, LoadRecord};
 
 /// An engine as far as planning cares.
@@ -45,6 +44,10 @@ pub struct Case {
     pub search: bool,
     /// What the manifest says of that load.
     pub told: Option<LoadRecord>,
+    /// What is required of it.
+    pub requirements: Vec<Requirement>,
+    /// Whether its load ends once all of that is decided.
+    pub stop_when_decided: bool,
 }
 
 /// Most requests of a warm-up burst before an open loop, which has no burst of its own.
@@ -104,86 +107,133 @@ impl Case {
             cold: self.cold,
             absent: self.absent.clone(),
             load: self.told.clone(),
+            requirements: self.requirements.iter().map(ToString::to_string).collect(),
+            stop_when_decided: self.stop_when_decided,
         }
     }
 }
 
 /// Every case of `plan` over `subjects`, in the order in which they run. Each
-/// round has prompts of its own; within a round engines share them.
+/// round has prompts of its own, and so has the second arm of a comparison of
+/// engines with themselves; within an arm of a round engines share them.
 #[must_use]
 pub fn expand(plan: &Plan, subjects: &[Subject]) -> Vec<Case> {
     let mut cases = Vec::new();
-    let mut load = 0;
+    let mut loads = Loads { plan, subjects, next: 0 };
     for round in 0..plan.rounds {
         for &experiment in &plan.experiments {
             for concurrency in levels(experiment, plan.concurrency) {
-                for engine in order(subjects.len(), round) {
-                    let subject = &subjects[engine];
-                    let no_cold = subject.no_cold.clone().filter(|_| experiment.is_cold());
-                    cases.push(Case {
-                        engine,
-                        experiment: experiment.as_str().to_owned(),
-                        cold: experiment.is_cold(),
-                        round,
-                        again: false,
-                        shape: LoadShape::Closed { concurrency },
-                        num_requests: num_requests(experiment, concurrency, plan.requests),
-                        absent: subject.unusable.clone().or(no_cold),
-                        load,
-                        load_plan: None,
-                        search: false,
-                        told: None,
-                    });
-                }
-                load += 1;
+                cases.extend(loads.of_experiment(experiment, concurrency, round));
             }
         }
         for (index, of) in plan.loads.iter().enumerate() {
-            for point in points(of) {
-                let num_requests = point.num_requests(of, plan.seed.unwrap_or(0), load);
-                let empty = "its trace has no request in the time asked for";
-                for engine in order(subjects.len(), round) {
-                    cases.push(Case {
-                        engine,
-                        experiment: point.name.clone(),
-                        cold: false,
-                        round,
-                        again: false,
-                        shape: point.shape.clone(),
-                        num_requests,
-                        absent: subjects[engine]
-                            .unusable
-                            .clone()
-                            .or_else(|| (num_requests == 0).then(|| empty.to_owned())),
-                        load,
-                        load_plan: Some(index),
-                        search: of.is_search(),
-                        told: Some(point.tell(of)),
-                    });
-                }
-                load += 1;
-            }
+            cases.extend(loads.of_plan(index, of, round));
         }
     }
     if plan.residency() == Residency::One {
         // Each change of engine costs a start or a load: an engine runs its part
-        // of a round at a stretch. The sort is stable.
+        // of a round at a stretch, each arm one. The sort is stable.
         let place = |case: &Case| {
-            let last = subjects.len().saturating_sub(1);
-            if case.round.is_multiple_of(2) { case.engine } else { last - case.engine.min(last) }
+            let turn = Turn { engine: case.engine, again: case.again };
+            loads.turns(case.round, None).iter().position(|known| *known == turn)
         };
-        cases.sort_by_key(|case| (case.round, place(case)));
+        cases.sort_by_cached_key(|case| (case.round, place(case)));
     }
     cases
 }
 
-/// Forwards in even rounds, backwards in odd ones: over two rounds no engine
-/// comes earlier than another on average.
-fn order(num_engines: usize, round: u32) -> Vec<usize> {
-    if round.is_multiple_of(2) {
-        (0..num_engines).collect()
-    } else {
-        (0..num_engines).rev().collect()
+/// Makes the cases of one load after another.
+struct Loads<'a> {
+    plan: &'a Plan,
+    subjects: &'a [Subject],
+    /// Number of the next load.
+    next: u32,
+}
+
+impl Loads<'_> {
+    fn of_experiment(&mut self, experiment: Experiment, concurrency: u32, round: u32) -> Vec<Case> {
+        let (name, cold) = (experiment.as_str(), experiment.is_cold());
+        let case = |turn: Turn, load: u32| {
+            let subject = &self.subjects[turn.engine];
+            let no_cold = subject.no_cold.clone().filter(|_| cold);
+            Case {
+                engine: turn.engine,
+                experiment: name.to_owned(),
+                cold,
+                round,
+                again: turn.again,
+                shape: LoadShape::Closed { concurrency },
+                num_requests: num_requests(experiment, concurrency, self.plan.requests),
+                absent: subject.unusable.clone().or(no_cold),
+                load,
+                load_plan: None,
+                search: false,
+                told: None,
+                requirements: self.requirements(turn, name, None, cold),
+                stop_when_decided: self.plan.stop_when_decided,
+            }
+        };
+        let cases = self.in_turn(round, case);
+        self.next += self.num_arms();
+        cases
+    }
+
+    fn of_plan(&mut self, index: usize, of: &LoadPlan, round: u32) -> Vec<Case> {
+        let mut cases = Vec::new();
+        for point in points(of) {
+            let empty = "its trace has no request in the time asked for";
+            let case = |turn: Turn, load: u32| {
+                let num_requests = point.num_requests(of, self.plan.seed.unwrap_or(0), load);
+                let unusable = self.subjects[turn.engine].unusable.clone();
+                Case {
+                    engine: turn.engine,
+                    experiment: point.name.clone(),
+                    cold: false,
+                    round,
+                    again: turn.again,
+                    shape: point.shape.clone(),
+                    num_requests,
+                    absent: unusable.or_else(|| (num_requests == 0).then(|| empty.to_owned())),
+                    load,
+                    load_plan: Some(index),
+                    search: of.is_search(),
+                    told: Some(point.tell(of)),
+                    requirements: self.requirements(turn, &point.name, Some(&of.name), false),
+                    // Whether a rate is sustained shows over its whole load.
+                    stop_when_decided: self.plan.stop_when_decided && !of.is_sweep(),
+                }
+            };
+            cases.extend(self.in_turn(round, case));
+            self.next += self.num_arms();
+        }
+        cases
+    }
+
+    /// A case for each turn under the next load, or loads: each arm has its own.
+    fn in_turn(&self, round: u32, case: impl Fn(Turn, u32) -> Case) -> Vec<Case> {
+        let turns = self.turns(round, Some(self.next)).into_iter();
+        turns.map(|turn| case(turn, self.next + u32::from(turn.again))).collect()
+    }
+
+    fn turns(&self, round: u32, load: Option<u32>) -> Vec<Turn> {
+        let draw = Draw { seed: self.plan.seed.unwrap_or(0), round, load };
+        self.plan.order.turns(self.subjects.len(), self.plan.aa, draw)
+    }
+
+    const fn num_arms(&self) -> u32 {
+        if self.plan.aa { 2 } else { 1 }
+    }
+
+    /// What is required of a case. The second arm is there to be compared with the first.
+    fn requirements(
+        &self,
+        turn: Turn,
+        experiment: &str,
+        load: Option<&str>,
+        cold: bool,
+    ) -> Vec<Requirement> {
+        let all = self.plan.requirements.iter().filter(|_| !turn.again);
+        all.filter(|requirement| requirement.applies(experiment, load, cold)).cloned().collect()
     }
 }
 
@@ -208,6 +258,7 @@ fn num_requests(experiment: Experiment, concurrency: u32, requests: Option<u32>)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Order;
 
     fn subjects() -> Vec<Subject> {
         let subject = |name: &str, no_cold: Option<&str>| Subject {
@@ -277,6 +328,70 @@ mod tests {
         };
         let ordered = |engine| loads(engine).collect::<Vec<_>>();
         assert_eq!(ordered(0), ordered(1), "prompts are shared all the same");
+    }
+
+    #[test]
+    fn second_arms_mirror_the_first_and_have_prompts_of_their_own() {
+        let plan = Plan { rounds: 2, aa: true, ..Plan::default() };
+        let cases = expand(&plan, &subjects());
+        assert_eq!(cases.len(), 2 * expand(&Plan { aa: false, ..plan }, &subjects()).len());
+        let arms = |cases: &[Case]| cases.iter().map(|c| (c.engine, c.again)).collect::<Vec<_>>();
+        let turns = [(0, false), (1, false), (1, true), (0, true)];
+        assert_eq!(arms(&cases[..4]), turns);
+        assert_eq!(
+            arms(&cases[cases.len() / 2..][..4]),
+            turns.into_iter().rev().collect::<Vec<_>>()
+        );
+        for load in cases.chunks(4) {
+            let of = |again: bool| load.iter().filter(move |c| c.again == again).map(|c| c.load);
+            assert_eq!(of(false).min(), of(false).max(), "engines share the prompts of an arm");
+            assert_eq!(of(true).min(), of(true).max());
+            assert_ne!(of(false).min(), of(true).min());
+        }
+        let mut loads: Vec<_> = cases.iter().map(|case| case.load).collect();
+        loads.sort_unstable();
+        loads.dedup();
+        assert_eq!(loads.len(), cases.len() / 2, "no load is met twice");
+        assert!(
+            cases
+                .iter()
+                .filter(|case| case.again && case.cold && case.engine == 1)
+                .all(|case| case.absent.is_some())
+        );
+    }
+
+    #[test]
+    fn stretches_follow_the_order_and_the_arms() {
+        let resident = Some(Residency::One);
+        let stretches = |order, seed| {
+            let plan =
+                Plan { rounds: 2, aa: true, order, resident, seed: Some(seed), ..Plan::default() };
+            let cases = expand(&plan, &subjects());
+            let mut turns: Vec<_> = cases.iter().map(|c| (c.round, c.engine, c.again)).collect();
+            turns.dedup();
+            turns
+        };
+        let first = [(0, 0, false), (0, 1, false), (0, 1, true), (0, 0, true)];
+        let mirrored = stretches(Order::Mirrored, 1);
+        assert_eq!(mirrored[..4], first);
+        assert_eq!(mirrored[4..], [(1, 0, true), (1, 1, true), (1, 1, false), (1, 0, false)]);
+        let shuffled: Vec<_> = (0..20).map(|seed| stretches(Order::Shuffled, seed)).collect();
+        assert!(shuffled.iter().all(|turns| turns.len() == 8), "one stretch an engine and arm");
+        assert!(shuffled.iter().any(|turns| turns[..4] != first));
+    }
+
+    #[test]
+    fn requirements_are_of_the_cases_that_have_to_meet_them() {
+        let text = "aa = true\nrequire = ['ttft_p90<1s', 'sequential-cold:ttft_p50<9s']\n";
+        let cases = expand(&Plan::from_toml(text).unwrap(), &subjects());
+        for case in &cases {
+            let expected = match case.experiment.as_str() {
+                _ if case.again => 0,
+                "concurrent-cold" => 0,
+                _ => 1,
+            };
+            assert_eq!(case.requirements.len(), expected, "{case:?}");
+        }
     }
 
     #[test]

@@ -127,6 +127,11 @@ impl LoadPlan {
         check::check(spec)
     }
 
+    /// Names of the experiments that it becomes.
+    pub(super) fn points(&self) -> impl Iterator<Item = String> {
+        points(self).into_iter().map(|point| point.name)
+    }
+
     /// Whether it goes through several rates.
     #[must_use]
     pub const fn is_sweep(&self) -> bool {

@@ -9,7 +9,10 @@ pub mod lifecycle;
 pub mod load;
 pub mod load_shape;
 pub mod load_spec;
+pub mod order;
+pub mod requirement;
 pub mod slo;
+pub mod warm_up;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -25,7 +28,10 @@ pub use lengths::Lengths;
 pub use lifecycle::{Cold, LifecyclePlan, Residency};
 pub use load::{LoadPlan, Pace};
 pub use load_shape::LoadShape;
+pub use order::Order;
+pub use requirement::Requirement;
 pub use slo::Slo;
+pub use warm_up::WarmUp;
 
 /// The question that the original study asked.
 pub const STUDY_QUESTION: &str = "why is the sky blue?";
@@ -52,6 +58,16 @@ pub struct Plan {
     pub loads: Vec<LoadPlan>,
     /// Repetitions of every case, interleaved between the engines.
     pub rounds: u32,
+    /// In which order engines take their turns.
+    pub order: Order,
+    /// Measure each engine a second time within each round, to see how much it differs from itself.
+    pub aa: bool,
+    /// How engines are brought to their speed before warm cases.
+    pub warm_up: WarmUp,
+    /// What has to be shown.
+    pub requirements: Vec<Requirement>,
+    /// End a case's load once all that is required of it is decided.
+    pub stop_when_decided: bool,
     /// Requests in a case; `None` is each experiment's own number.
     pub requests: Option<u32>,
     /// Size of the bursts, and the last level of `batched-warm`.
@@ -98,6 +114,11 @@ impl Default for Plan {
             experiments: Experiment::ALL.to_vec(),
             loads: Vec::new(),
             rounds: 1,
+            order: Order::Mirrored,
+            aa: false,
+            warm_up: WarmUp::UntilFlat,
+            requirements: Vec::new(),
+            stop_when_decided: false,
             requests: None,
             concurrency: 10,
             prompt: PromptPlan::Question(STUDY_QUESTION.to_owned()),
@@ -142,6 +163,22 @@ pub enum PlanError {
     /// A lifecycle is wrong.
     #[error(transparent)]
     Lifecycle(#[from] lifecycle::LifecycleError),
+    /// A word that has no meaning in its field.
+    #[error("{0}")]
+    Word(String),
+    /// A requirement that no case of the plan has to meet.
+    #[error(
+        "requirement `{0}` is of no case of this plan: name an experiment or a load of it; cold ones are meant only by name"
+    )]
+    RequiresNothing(String),
+    /// Early stopping without anything to be decided.
+    #[error("`stop_when_decided` needs requirements: give at least one in `require`")]
+    NothingToDecide,
+    /// Two settings that defeat each other.
+    #[error(
+        "`aa` and `stop_when_decided` exclude each other: two arms of a different number of requests say nothing of noise"
+    )]
+    UnequalArms,
     /// Two ways of saying what is asked.
     #[error("a plan has either `prompt` or `prompt_tokens`, not both")]
     TwoPrompts,
@@ -223,7 +260,28 @@ impl Plan {
                 return Err(PlanError::DuplicateEngine(spec.name.clone()));
             }
         }
+        self.check_requirements()?;
         self.check_lifecycles()
+    }
+
+    fn check_requirements(&self) -> Result<(), PlanError> {
+        if self.stop_when_decided && self.requirements.is_empty() {
+            return Err(PlanError::NothingToDecide);
+        }
+        if self.stop_when_decided && self.aa {
+            return Err(PlanError::UnequalArms);
+        }
+        for requirement in &self.requirements {
+            let experiment = |e: &Experiment| requirement.applies(e.as_str(), None, e.is_cold());
+            // A name with a rate behind it is one case of a sweep.
+            let load = |load: &LoadPlan| {
+                load.points().any(|name| requirement.applies(&name, Some(&load.name), false))
+            };
+            if !self.experiments.iter().any(experiment) && !self.loads.iter().any(load) {
+                return Err(PlanError::RequiresNothing(requirement.to_string()));
+            }
+        }
+        Ok(())
     }
 
     fn check_lifecycles(&self) -> Result<(), PlanError> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::load_spec::LoadSpec;
-use super::{LoadPlan, Plan, PlanError, PromptPlan, Residency};
+use super::{LoadPlan, Order, Plan, PlanError, PromptPlan, Residency, WarmUp};
 use crate::engine::{EngineKind, EngineSpec};
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -18,6 +18,12 @@ struct WirePlan {
     model: Option<String>,
     experiments: Option<Vec<String>>,
     rounds: Option<u32>,
+    order: Option<Order>,
+    aa: Option<bool>,
+    warm_up: Option<WireWarmUp>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    require: Vec<String>,
+    stop_when_decided: Option<bool>,
     requests: Option<u32>,
     concurrency: Option<u32>,
     prompt: Option<String>,
@@ -33,6 +39,24 @@ struct WirePlan {
     engine: Vec<WireEngine>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     load: Vec<LoadSpec>,
+}
+
+/// A number of bursts, or a word.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+enum WireWarmUp {
+    Bursts(i64),
+    Word(String),
+}
+
+impl WireWarmUp {
+    fn parse(self) -> Result<WarmUp, PlanError> {
+        let text = match self {
+            Self::Bursts(bursts) => bursts.to_string(),
+            Self::Word(word) => word,
+        };
+        text.parse().map_err(PlanError::Word)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
@@ -80,6 +104,9 @@ pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
         None => default.experiments,
     };
     let loads = wire.load.into_iter().map(LoadPlan::new).collect::<Result<_, _>>()?;
+    let requirements = wire.require.iter().map(|text| text.parse());
+    let requirements = requirements.collect::<Result<_, _>>().map_err(PlanError::Word)?;
+    let warm_up = wire.warm_up.map(WireWarmUp::parse).transpose()?;
     let mut engines = Vec::new();
     let mut lifecycles = BTreeMap::new();
     for mut wire in wire.engine {
@@ -98,6 +125,11 @@ pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
         experiments,
         loads,
         rounds: wire.rounds.unwrap_or(default.rounds),
+        order: wire.order.unwrap_or(default.order),
+        aa: wire.aa.unwrap_or(default.aa),
+        warm_up: warm_up.unwrap_or(default.warm_up),
+        requirements,
+        stop_when_decided: wire.stop_when_decided.unwrap_or(default.stop_when_decided),
         requests: wire.requests,
         concurrency: wire.concurrency.unwrap_or(default.concurrency),
         prompt,
@@ -125,6 +157,14 @@ pub(super) fn render(plan: &Plan) -> String {
         model: Some(plan.model.clone()),
         experiments: Some(plan.experiments.iter().map(|e| e.as_str().to_owned()).collect()),
         rounds: Some(plan.rounds),
+        order: Some(plan.order),
+        aa: Some(plan.aa),
+        warm_up: Some(match plan.warm_up {
+            WarmUp::Bursts(bursts) => WireWarmUp::Bursts(bursts.into()),
+            word @ WarmUp::UntilFlat => WireWarmUp::Word(word.to_string()),
+        }),
+        require: plan.requirements.iter().map(ToString::to_string).collect(),
+        stop_when_decided: Some(plan.stop_when_decided),
         requests: plan.requests,
         concurrency: Some(plan.concurrency),
         prompt,
@@ -193,6 +233,34 @@ mod tests {
         plan.engines = vec!["ours:embedded?kv_blocks=64".parse().unwrap()];
         assert_eq!(Plan::from_toml(&plan.to_toml()), Ok(plan));
         assert_eq!(Plan::from_toml(""), Ok(Plan::default()));
+    }
+
+    #[test]
+    fn arrangement_survives_its_own_toml_and_what_is_wrong_with_it_is_named() {
+        let text = "rounds = 3\norder = 'shuffled'\naa = true\nwarm_up = 2\n\
+                    require = ['ttft_p90<=500ms', 'sequential-cold:e2el_p50<9s@95%']\n";
+        let plan = Plan::from_toml(text).unwrap();
+        assert_eq!((plan.order, plan.aa, plan.warm_up), (Order::Shuffled, true, WarmUp::Bursts(2)));
+        assert_eq!(Plan::from_toml(&plan.to_toml()), Ok(plan));
+        for (text, expected) in [
+            ("order = 'random'", "random"),
+            ("warm_up = 'flat'", "warm-up `flat`"),
+            ("warm_up = -1", "warm-up `-1`"),
+            ("require = ['ttft<1s']", "requirement `ttft<1s`"),
+            ("require = ['peak:ttft_p90<1s']", "of no case of this plan"),
+            ("experiments = ['sequential-cold']\nrequire = ['ttft_p90<1s']", "of no case"),
+            ("stop_when_decided = true", "needs requirements"),
+            (
+                "stop_when_decided = true\naa = true\nrequire = ['ttft_p90<1s']",
+                "exclude each other",
+            ),
+        ] {
+            let message = Plan::from_toml(text).unwrap_err().to_string();
+            assert!(message.contains(expected), "{text}: {message}");
+        }
+        let sweep = "require = ['poisson-sweep@5:ttft_p90<1s']\n[[load]]\nsweep = [5, 6]\n";
+        assert!(Plan::from_toml(sweep).is_ok());
+        assert!(Plan::from_toml(&sweep.replace("@5", "@7")).is_err());
     }
 
     #[test]

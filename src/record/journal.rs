@@ -32,6 +32,21 @@ pub enum JournalEvent {
         /// How long that took; not part of any latency.
         took_ns: u64,
     },
+    /// An engine was warmed up before a case.
+    WarmedUp {
+        /// The case.
+        case: u32,
+        /// Bursts, after one request alone.
+        num_bursts: u32,
+        /// Requests in all.
+        num_requests: u64,
+        /// How long that took; not part of any latency.
+        took_ns: u64,
+        /// Whether its speed was flat at the end; `None` where the plan gives a number of bursts.
+        settled: Option<bool>,
+        /// Why it was not.
+        reason: Option<String>,
+    },
     /// A case began to measure.
     CaseStarted {
         /// The case.
@@ -50,6 +65,15 @@ pub enum JournalEvent {
         case: u32,
         /// Why.
         message: String,
+    },
+    /// Not all of a case's requests were sent, since nothing was left to decide.
+    StoppedEarly {
+        /// The case, which is complete.
+        case: u32,
+        /// Requests that were measured.
+        num_requests: u64,
+        /// What was decided.
+        reason: String,
     },
     /// A case was left out as the run went.
     CaseSkipped {

@@ -72,6 +72,13 @@ pub struct CaseRecord {
     /// The load, where it is none of the four experiments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<super::LoadRecord>,
+    /// What is required of it, as `ttft_p90<500ms@99%`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requirements: Vec<String>,
+    /// Whether its load ends once all of that is decided; verdicts are then
+    /// those of a sequential test.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stop_when_decided: bool,
 }
 
 /// Facts of the machine that measured; absent where they could not be read.

@@ -43,6 +43,10 @@ pub fn render(view: &View<'_>, out: &mut impl Write) -> fmt::Result {
             writeln!(out, "* {}: **{value}**; {}", verdict.metric, escape(&verdict.sentence))?;
         }
     }
+    for required in &view.gates {
+        writeln!(out, "\n## Requirements\n")?;
+        table(out, required)?;
+    }
     if !view.capacity.is_empty() {
         writeln!(out, "\n## Capacity")?;
     }

@@ -4,9 +4,11 @@
 
 pub mod case_table;
 pub mod cold_start;
+pub mod conduct;
 pub mod contract;
 pub mod csv;
 pub mod definitions;
+pub mod gates;
 pub mod html;
 pub mod inside;
 pub mod load_table;

@@ -60,6 +60,11 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
             paragraph(out, "→ ", &text, width)?;
         }
     }
+    for required in &view.gates {
+        writeln!(out)?;
+        writeln!(out, "{}", ink.strong(&rule("requirements", "", width)))?;
+        left_out.extend(table(out, required, ink, width)?);
+    }
     for sweep in &view.capacity {
         writeln!(out)?;
         writeln!(out, "{}", ink.strong(&rule("capacity", "", width)))?;

@@ -30,6 +30,8 @@ pub struct View<'a> {
     pub contract: Option<Table>,
     /// In the manifest's order.
     pub experiments: Vec<Experiment<'a>>,
+    /// What was required, where anything was.
+    pub gates: Vec<Table>,
     /// One table a pair of engines.
     pub http_cost: Vec<Table>,
     /// One table a sweep over rates.
@@ -84,6 +86,7 @@ impl<'a> View<'a> {
             engines: engines(run),
             contract: super::contract::table(&summary.contract),
             experiments: experiments(run, summary),
+            gates: super::gates::tables(run, &summary.gates),
             http_cost: http_cost(&summary.http_cost),
             capacity: load_table::capacity_tables(&summary.capacity),
             cold_starts: super::cold_start::tables(&summary.cold_starts),
@@ -245,6 +248,9 @@ fn experiments<'a>(run: &'a RunData, summary: &'a Summary) -> Vec<Experiment<'a>
             vec![case_table(run, &experiment.cases)]
         };
         experiment.tables.extend(load_table::load_table(run, &experiment.cases));
+        if let Some(last) = experiment.tables.last_mut() {
+            last.notes.extend(super::conduct::notes(&experiment.cases));
+        }
         let widest = experiment.widest();
         let widest: Vec<_> =
             experiment.cases.iter().copied().filter(|case| case.concurrency == widest).collect();

@@ -58,7 +58,7 @@ pub struct CapacityPoint {
 #[must_use]
 pub fn capacities(cases: &[CaseSummary]) -> Vec<Capacity> {
     let mut sweeps: Vec<(&str, &str, Vec<&CaseSummary>)> = Vec::new();
-    for case in cases.iter().filter(|case| !case.again) {
+    for case in cases {
         let Some(open) = case.under_load.open_loop.as_ref().filter(|open| open.sweep) else {
             continue;
         };

@@ -8,7 +8,7 @@ use crate::units;
 
 use super::distribution::{distribution, mean};
 use super::staircase::{self, Stream};
-use super::summary::CaseSummary;
+use super::summary::{CaseSummary, WarmUpSummary};
 use super::{latency, open_loop, throughput};
 
 /// Experiment, concurrency, round, and whether it is the second arm.
@@ -161,8 +161,34 @@ pub fn summarise(group: &CaseRequests<'_>, journal: &[JournalEntry]) -> CaseSumm
         mean_output_tokens: mean_count(&completed, |request| request.num_output_tokens),
         client_cpu_share: client_cpu_share(group.case, journal),
         staircase: staircase::detect(&streams(&burst)),
+        warm_up: warm_up(group.case, journal),
+        stopped_early: stopped_early(group.case, journal),
         under_load: open_loop::summarise(record, &group.requests),
     }
+}
+
+fn warm_up(of: u32, journal: &[JournalEntry]) -> Option<WarmUpSummary> {
+    journal.iter().find_map(|entry| match &entry.event {
+        JournalEvent::WarmedUp { case, num_bursts, num_requests, took_ns, settled, reason }
+            if *case == of =>
+        {
+            Some(WarmUpSummary {
+                num_bursts: *num_bursts,
+                num_requests: *num_requests,
+                took_ms: latency::ms(*took_ns),
+                settled: *settled,
+                reason: reason.clone(),
+            })
+        }
+        _ => None,
+    })
+}
+
+fn stopped_early(of: u32, journal: &[JournalEntry]) -> Option<String> {
+    journal.iter().find_map(|entry| match &entry.event {
+        JournalEvent::StoppedEarly { case, reason, .. } if *case == of => Some(reason.clone()),
+        _ => None,
+    })
 }
 
 fn errors(requests: &[&RequestRecord]) -> BTreeMap<crate::engine::ErrorClass, u64> {
@@ -304,6 +330,8 @@ pub(crate) mod tests {
             cold: experiment.ends_with("cold"),
             absent: None,
             load: None,
+            requirements: Vec::new(),
+            stop_when_decided: false,
         }
     }
 

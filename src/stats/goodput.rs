@@ -69,15 +69,20 @@ pub fn goodput(load: &LoadRecord, requests: &[&RequestRecord]) -> Option<Goodput
 /// Whether a request met an objective's bound. One without a second token has
 /// no TPOT to be slow by.
 fn keeps(slo: &Slo, request: &RequestRecord) -> bool {
-    if !request.outcome.is_ok() {
-        return false;
-    }
-    let value = match slo.metric {
+    let lacks = slo.metric == SloMetric::Tpot;
+    let keeps = |ms| ms <= slo.limit_ms;
+    request.outcome.is_ok() && latency_ms(slo.metric, request).map_or(lacks, keeps)
+}
+
+/// A request's latency as objectives and requirements mean it: TTFT and E2EL
+/// from the intended instant, which in a closed loop is that of its release.
+#[must_use]
+pub fn latency_ms(metric: SloMetric, request: &RequestRecord) -> Option<f64> {
+    match metric {
         SloMetric::Ttft => ttft_from_intended_ms(request),
         SloMetric::E2el => e2el_from_intended_ms(request),
-        SloMetric::Tpot => return latency::tpot_ms(request).is_none_or(|ms| ms <= slo.limit_ms),
-    };
-    value.is_some_and(|ms| ms <= slo.limit_ms)
+        SloMetric::Tpot => latency::tpot_ms(request),
+    }
 }
 
 /// Seconds from the first intended instant to the last end.

@@ -9,6 +9,8 @@ pub mod client_error;
 pub mod cold_start;
 pub mod contract;
 pub mod distribution;
+pub mod gate;
+pub mod gates;
 pub mod goodput;
 pub mod http_cost;
 pub mod inside;
@@ -18,6 +20,7 @@ pub mod open_loop;
 pub mod order_statistics;
 pub mod over_rounds;
 pub mod resources;
+pub mod settled;
 pub mod staircase;
 pub mod summary;
 pub mod throughput;
@@ -41,6 +44,10 @@ pub fn summarise(run: &RunData) -> Summary {
     let mut cases = Vec::new();
     let mut absent = Vec::new();
     for group in &grouped {
+        // Why an engine has no second arm is said of its first.
+        if group.record.again && group.record.absent.is_some() {
+            continue;
+        }
         if let Some(reason) = case::absence(group, run) {
             // Rates that a search left out are one entry, under the name of the load.
             let load = group.record.load.as_ref();
@@ -62,19 +69,20 @@ pub fn summarise(run: &RunData) -> Summary {
         }
     }
     validity::judge(run, &grouped, &mut cases);
+    let gates = gates::gates(run, &grouped, &cases);
     let over_rounds = over_rounds::pool(&grouped, &cases, &run.journal);
-    let shown: Vec<CaseSummary> = match over_rounds.as_slice() {
-        [] => cases.iter().filter(|case| !case.again).cloned().collect(),
-        pooled => pooled.to_vec(),
-    };
-    let inside = inside::summarise(run, &grouped);
-    let cold_starts = cold_start::summarise(run, &grouped);
-    let http_cost = http_cost::pair(&run.manifest.engines, &shown);
-    let client_error = client_error::find(run);
-    let capacity = capacity::capacities(&cases);
     let common_window = window::common(&grouped, &cases);
-    let resources = resources::summarise(run, &grouped);
-    let mut warnings = checks::find(run, &grouped, &shown, client_error.as_ref(), complete);
+    // Second arms are there to be compared with the first, and are in nothing else.
+    let first: Vec<CaseSummary> = cases.iter().filter(|case| !case.again).cloned().collect();
+    let first_arms: Vec<_> = grouped.iter().filter(|group| !group.record.again).cloned().collect();
+    let shown = if over_rounds.is_empty() { &first } else { &over_rounds };
+    let inside = inside::summarise(run, &grouped);
+    let client_error = client_error::find(run);
+    let cold_starts = cold_start::summarise(run, &first_arms);
+    let http_cost = http_cost::pair(&run.manifest.engines, shown);
+    let capacity = capacity::capacities(&first);
+    let resources = resources::summarise(run, &first_arms);
+    let mut warnings = checks::find(run, &grouped, shown, client_error.as_ref(), complete);
     warnings.extend(checks::resources::find(run, &grouped, resources.as_ref()));
     Summary {
         schema_version: SCHEMA_VERSION,
@@ -89,6 +97,7 @@ pub fn summarise(run: &RunData) -> Summary {
         absent,
         http_cost,
         capacity,
+        gates,
         cold_starts,
         inside,
         client_error,

@@ -78,7 +78,7 @@ pub fn smallest_n(q: f64) -> usize {
     clippy::cast_sign_loss,
     reason = "the mode lies between 0 and n"
 )]
-fn binomial_terms(n: usize, q: f64) -> (usize, Vec<f64>) {
+pub(super) fn binomial_terms(n: usize, q: f64) -> (usize, Vec<f64>) {
     let odds = q / (1.0 - q);
     let mode = (((n + 1) as f64 * q) as usize).min(n);
     let mut down = Vec::new();

@@ -11,6 +11,7 @@ use super::capacity::Capacity;
 use super::client_error::ClientErrors;
 use super::cold_start::ColdStart;
 use super::contract::Work;
+use super::gates::Gate;
 use super::inside::Inside;
 use super::open_loop::LoadSummary;
 use super::resources::Resources;
@@ -49,6 +50,9 @@ pub struct Summary {
     /// Sweeps over rates, one an engine and load.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capacity: Vec<Capacity>,
+    /// What was required, and whether it was shown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<Gate>,
     /// Cold starts by phase.
     #[serde(default)]
     pub cold_starts: Vec<ColdStart>,
@@ -140,9 +144,30 @@ pub struct CaseSummary {
     pub client_cpu_share: Option<f64>,
     /// The queueing staircase, where TTFT shows one: parallel slots and time per generation.
     pub staircase: Option<Staircase>,
+    /// How the engine was warmed up just before it; absent where it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<WarmUpSummary>,
+    /// Why not all of its requests were sent; absent where they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_early: Option<String>,
     /// What a load beside the four experiments adds.
     #[serde(flatten)]
     pub under_load: LoadSummary,
+}
+
+/// The warm-up before a case.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WarmUpSummary {
+    /// Bursts, after one request alone.
+    pub num_bursts: u32,
+    /// Requests in all.
+    pub num_requests: u64,
+    /// How long it took.
+    pub took_ms: f64,
+    /// Whether it was flat at its end; null where nobody asked.
+    pub settled: Option<bool>,
+    /// Why it was not.
+    pub reason: Option<String>,
 }
 
 /// Why a case's numbers mean nothing beside others.

@@ -58,6 +58,8 @@ pub enum WarningClass {
     SendSpread,
     /// The machine was busy when the run began.
     BusyMachine,
+    /// The engine's speed was not flat when a warm case began.
+    NotSettled,
     /// Something held a GPU's clocks down while a case was measured.
     Throttled,
     /// The client used most of its processor.

@@ -14,20 +14,29 @@ use crate::support::yardstick;
 
 /// A server on threads of its own, which answers each request after the pause
 /// that `pause` says.
-struct Served {
+pub struct Served {
     runtime: Runtime,
     server: Scripted,
 }
 
 impl Served {
     fn start(pause: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self::start_decoding(Duration::ZERO, pause)
+    }
+
+    /// The same with a time between the first token and the second.
+    pub fn start_decoding(
+        between: Duration,
+        pause: impl Fn() -> Duration + Send + Sync + 'static,
+    ) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.unwrap();
+        let answered = move |around| tokens(pause(), between, around);
         let script = move |request: &Received| match request.path.as_str() {
             "/v1/models" => json("{\"data\":[{\"id\":\"m\"}]}"),
-            "/v1/chat/completions" => tokens(pause(), ["\"delta\":{\"content\":\"", "\"}"]),
-            "/v1/completions" => tokens(pause(), ["\"text\":\"", "\""]),
+            "/v1/chat/completions" => answered(["\"delta\":{\"content\":\"", "\"}"]),
+            "/v1/completions" => answered(["\"text\":\"", "\""]),
             _ => answer("404 Not Found", "text/plain", "404 page not found"),
         };
         let server = runtime.block_on(Scripted::start(script));
@@ -35,21 +44,26 @@ impl Served {
     }
 
     /// Runs a load against it; the summary and the run directory.
-    fn run(&self, out: &Path, arguments: &[&str]) -> (Value, RunData) {
-        let engine = format!("openai={}", self.server.url);
-        let output = yardstick()
-            .args(["run", "--engine", &engine, "--seed", "7", "--json", "--out"])
-            .arg(out)
-            .args(arguments)
-            .output()
-            .unwrap();
+    pub fn run(&self, out: &Path, arguments: &[&str]) -> (Value, RunData) {
+        let output = self.output(out, arguments);
         let text = stderr(&output);
         assert!(output.status.success(), "{text}");
         (serde_json::from_slice(&output.stdout).unwrap(), RunData::read(out).unwrap())
     }
 
-    /// Bodies of the measured requests, in order of arrival.
-    fn bodies(&self) -> Vec<Value> {
+    /// The same for a run that may fail.
+    pub fn output(&self, out: &Path, arguments: &[&str]) -> Output {
+        let engine = format!("openai={}", self.server.url);
+        yardstick()
+            .args(["run", "--engine", &engine, "--seed", "7", "--json", "--out"])
+            .arg(out)
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    /// Bodies of all requests, in order of arrival.
+    pub fn bodies(&self) -> Vec<Value> {
         let _guard = self.runtime.enter();
         let received = self.server.received();
         received.iter().filter(|r| r.method == "POST").map(Received::json).collect()
@@ -57,7 +71,7 @@ impl Served {
 }
 
 /// Two tokens, each in a field that `around` encloses.
-fn tokens(pause: Duration, around: [&str; 2]) -> Vec<Step> {
+fn tokens(pause: Duration, between: Duration, around: [&str; 2]) -> Vec<Step> {
     let first = format!("data: {{\"choices\":[{{{}}}]}}\n\n", around.join("one"));
     let last = format!(
         "data: {{\"choices\":[{{{},\"finish_reason\":\"length\"}}],\
@@ -66,7 +80,12 @@ fn tokens(pause: Duration, around: [&str; 2]) -> Vec<Step> {
     );
     let send = |text: &str| Step::Send(chunk(text));
     let head = Step::Send(head("text/event-stream"));
-    vec![Step::Wait(pause), head, send(&first), send(&last), Step::Send(END.to_vec())]
+    let mut steps =
+        vec![Step::Wait(pause), head, send(&first), send(&last), Step::Send(END.to_vec())];
+    if !between.is_zero() {
+        steps.insert(3, Step::Wait(between));
+    }
+    steps
 }
 
 fn stderr(output: &Output) -> String {
@@ -274,7 +293,7 @@ fn thousand_streams_are_driven_by_one_process() {
     let served = Arc::new(Served::start(|| Duration::from_secs(3)));
     let (summary, _) = served.run(
         &folder.path().join("run"),
-        &["--rate", "1000", "--arrival", "constant", "--requests", "1000"],
+        &["--rate", "1000", "--arrival", "constant", "--requests", "1000", "--warm-up", "1"],
     );
     let case = &summary["cases"][0];
     assert_eq!(case["num_ok"], 1_000, "{case}");

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test's helpers cannot do fails the test")]
 
+mod arrangement;
 #[cfg(unix)]
 mod build_script;
 #[cfg(target_os = "linux")]

@@ -13,6 +13,21 @@ use crate::report::prose::capitalise;
 use crate::report::view::reached;
 use crate::units::format_bytes;
 
+pub(super) fn gates(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
+    if page.view.gates.is_empty() {
+        return Ok(());
+    }
+    open(out, "requirements", "Requirements")?;
+    out.write_str(
+        "<p class=\"lead\">Whether a bound on a tail was shown to be kept, or not to be, over all \
+         rounds. Failed requests are over it.</p>\n",
+    )?;
+    for table in &page.view.gates {
+        tables::table(page, table, out)?;
+    }
+    out.write_str("</section>\n")
+}
+
 pub(super) fn http_cost(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     if page.view.http_cost.is_empty() {
         return Ok(());

@@ -8,6 +8,7 @@ mod fairness;
 mod gpu;
 mod measurement;
 pub mod resources;
+mod settling;
 
 use std::collections::BTreeMap;
 
@@ -49,6 +50,7 @@ pub fn find(
         warnings.extend(contract::fewer_slots(&facts, engine));
         warnings.extend(measurement::multi_token_chunks(&facts, engine));
         warnings.extend(measurement::count_source(&facts, engine));
+        warnings.extend(settling::not_settled(&facts, engine));
         warnings.extend(measurement::send_spread(&facts, engine));
         warnings.extend(client::saturated(&facts, client_error, engine));
         warnings.extend(client::processor(&facts, engine));

@@ -121,6 +121,8 @@ pub fn run() -> RunData {
                     cold,
                     absent,
                     load: None,
+                    requirements: Vec::new(),
+                    stop_when_decided: false,
                 });
             }
         }
