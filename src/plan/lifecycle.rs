@@ -67,7 +67,6 @@ pub enum Residency {
 
 /// How one engine is started and stopped.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "a plan holds a handful of these")]
 pub enum LifecyclePlan {
     /// Not by us: it runs already, and goes on.
     External,

@@ -7,7 +7,7 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use yardstick::plan::Cold;
+use yardstick::plan::{Cold, Plan};
 use yardstick::record::{JournalEvent, RunData};
 
 use crate::support::cloud_run::{ACCESS_TOKEN, BOOT, Behaviour, CloudRun};
@@ -279,6 +279,20 @@ fn trouble_that_passes_is_waited_out_and_other_trouble_ends_the_case() {
         let [why] = bench.failures().try_into().unwrap();
         assert!(why.contains(expected), "{why}");
     }
+}
+
+#[test]
+fn every_ready_plan_is_a_plan() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/plans");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let plan = Plan::from_toml(&fs::read_to_string(&path).unwrap())
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(Plan::from_toml(&plan.to_toml()), Ok(plan.clone()), "{}", path.display());
+        names.push(plan.name);
+    }
+    assert!(names.contains(&"cloud-run".to_owned()), "{names:?}");
 }
 
 #[test]
