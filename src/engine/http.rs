@@ -1,5 +1,6 @@
-//! HTTP/1.1 to one engine: where it listens, how a request is written, what an
-//! error status or a broken connection means. Knows no engine's fields.
+//! HTTP/1.1 to one engine, or to an API beside it: where it listens, how a
+//! request is written, what an error status or a broken connection means.
+//! Knows nobody's fields.
 //!
 //! There is no connection pool: each request has a connection of its own that
 //! is opened before anything is timed. A burst then leaves from sockets that
@@ -14,11 +15,14 @@ use hyper::header::HeaderValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
+use url::Url;
 
+use super::credential::{Credentials, Token};
 use super::link::{Link, LinkError, Outgoing};
 use super::socket;
+use super::words::{io_reason, quote, server_message};
 use super::{EngineError, EngineSpec, ErrorClass};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 
 /// Longest wait for a connection, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,8 +32,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest answer to such a question, in bytes.
 const MAX_ANSWER: usize = 8 << 20;
-/// Longest part of an engine's own words in one of our messages, in characters.
-const MAX_QUOTE: usize = 300;
 
 /// Where an engine listens, and how to speak to it.
 pub(super) struct Endpoint {
@@ -41,24 +43,24 @@ pub(super) struct Endpoint {
     /// Path before every route, without a slash at its end.
     base: String,
     authority: HeaderValue,
-    key: Option<ApiKey>,
+    credentials: Credentials,
+    /// Header lines that every request carries.
+    extra: &'static str,
+    /// Longest time for a question.
+    limit: Duration,
     /// The run's clock.
     pub(super) clock: Clock,
     /// Longest wait for the next byte.
     pub(super) idle: Duration,
 }
 
-/// A bearer token. Has no `Debug` and no `Serialize`, so that no log or file can take it in.
-struct ApiKey {
-    token: String,
-    header: HeaderValue,
-}
-
-/// A whole answer to a question about the engine.
+/// A whole answer to a question.
 pub(super) struct Answer {
     /// Its status.
     pub(super) status: StatusCode,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
+    /// Its date, as the server wrote it, and the instant at which its head came.
+    pub(super) date: Option<(String, Timestamp)>,
 }
 
 impl Endpoint {
@@ -72,33 +74,60 @@ impl Endpoint {
         versioned: bool,
         clock: &Clock,
     ) -> Result<Self, EngineError> {
+        let url = spec.url.as_ref().ok_or_else(|| {
+            let what = format!("engine {}: it has no URL", spec.name);
+            EngineError::new(ErrorClass::Unreachable, what)
+        })?;
+        let credentials = Credentials::of(spec, url, clock)?;
+        let endpoint = Self::at(&spec.name, url, credentials, clock)?;
+        let base = endpoint.base.as_str();
+        let base = if versioned { base.strip_suffix("/v1").unwrap_or(base) } else { base };
+        let (base, label) = (base.to_owned(), label(&spec.name, url, base));
+        let idle = spec.number("timeout_s").map_or(IDLE_TIMEOUT, |s| Duration::from_secs(s as u64));
+        Ok(Self { base, label, idle, ..endpoint })
+    }
+
+    /// The endpoint at `url`, called `name` in messages.
+    ///
+    /// # Errors
+    /// When the URL cannot be used.
+    pub(super) fn at(
+        name: &str,
+        url: &Url,
+        credentials: Credentials,
+        clock: &Clock,
+    ) -> Result<Self, EngineError> {
         let bad = |what: &str| {
-            EngineError::new(ErrorClass::Unreachable, format!("engine {}: {what}", spec.name))
+            EngineError::new(ErrorClass::Unreachable, format!("engine {name}: {what}"))
         };
-        let url = spec.url.as_ref().ok_or_else(|| bad("it has no URL"))?;
         let host = url.host_str().ok_or_else(|| bad("its URL names no host"))?.to_owned();
         let port = url.port_or_known_default().ok_or_else(|| bad("its URL names no port"))?;
-        let path = url.path().trim_end_matches('/');
-        let base = if versioned { path.strip_suffix("/v1").unwrap_or(path) } else { path };
-        let explicit = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-        let authority = HeaderValue::from_str(&format!("{host}{explicit}"))
+        let base = url.path().trim_end_matches('/').to_owned();
+        let authority = HeaderValue::from_str(&format!("{host}{}", explicit_port(url)))
             .map_err(|_| bad("its host cannot be sent in a header"))?;
-        // The query is left out: users put tokens there.
-        let label = format!("{} at {}://{host}{explicit}{base}", spec.name, url.scheme());
-        let key = spec.setting("api_key_env").map(ApiKey::from_env).transpose()?;
-        let idle = spec.number("timeout_s").map_or(IDLE_TIMEOUT, |s| Duration::from_secs(s as u64));
-        let tls = url.scheme() == "https";
         Ok(Self {
-            label,
+            label: label(name, url, &base),
             host,
             port,
-            tls,
-            base: base.to_owned(),
+            tls: url.scheme() == "https",
+            base,
             authority,
-            key,
+            credentials,
+            extra: "",
+            limit: QUESTION_TIMEOUT,
             clock: clock.clone(),
-            idle,
+            idle: IDLE_TIMEOUT,
         })
+    }
+
+    /// The same with `extra` header lines, each with its end, in every request.
+    pub(super) fn with_headers(self, extra: &'static str) -> Self {
+        Self { extra, ..self }
+    }
+
+    /// The same with another limit on how long a question may take.
+    pub(super) fn with_limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 
     /// An error about this engine; `what` continues "NAME at URL ...".
@@ -109,10 +138,7 @@ impl Endpoint {
     /// Puts the engine's name before an error that a decoder made, and takes
     /// the key out of it, should the server have repeated it.
     pub(super) fn about(&self, error: EngineError) -> EngineError {
-        let mut message = format!("{} {}", self.label, error.message);
-        if let Some(key) = &self.key {
-            message = message.replace(&key.token, "[key]");
-        }
+        let message = self.credentials.redact(&format!("{} {}", self.label, error.message));
         EngineError { message, ..error }
     }
 
@@ -145,16 +171,36 @@ impl Endpoint {
         Ok(Link::new(socket, self.clock.clone(), self.idle))
     }
 
-    /// A POST of `body` as JSON.
-    pub(super) fn post(&self, route: &str, body: &impl Serialize) -> Result<Outgoing, EngineError> {
+    /// A POST of `body` as JSON, with credentials that are valid now.
+    ///
+    /// # Errors
+    /// When there are none, or the body cannot be written.
+    pub(super) async fn post(
+        &self,
+        route: &str,
+        body: &impl Serialize,
+    ) -> Result<Outgoing, EngineError> {
         let body = serde_json::to_vec(body).map_err(|error| {
             self.error(ErrorClass::Protocol, format!("cannot be sent this request: {error}"))
         })?;
-        Ok(self.request("POST", route, &body))
+        self.request("POST", route, &body).await
     }
 
     /// Head and body in one piece, so that they leave with one write.
-    fn request(&self, method: &str, route: &str, body: &[u8]) -> Outgoing {
+    ///
+    /// # Errors
+    /// When no credentials can be had.
+    pub(super) async fn request(
+        &self,
+        method: &str,
+        route: &str,
+        body: &[u8],
+    ) -> Result<Outgoing, EngineError> {
+        let tokens = self.credentials.tokens().await?;
+        Ok(self.written(method, route, body, &tokens))
+    }
+
+    fn written(&self, method: &str, route: &str, body: &[u8], tokens: &[Token]) -> Outgoing {
         const AGENT: &str = concat!("yardstick/", env!("CARGO_PKG_VERSION"));
         let path = format!("{}{route}", self.base);
         let mut bytes = format!("{method} {path} HTTP/1.1\r\nhost: ").into_bytes();
@@ -165,10 +211,9 @@ impl Endpoint {
             bytes.extend_from_slice(b"content-type: application/json\r\n");
             bytes.extend_from_slice(length.as_bytes());
         }
-        if let Some(key) = &self.key {
-            bytes.extend_from_slice(b"authorization: ");
-            bytes.extend_from_slice(key.header.as_bytes());
-            bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(self.extra.as_bytes());
+        for token in tokens {
+            token.write(&mut bytes);
         }
         bytes.extend_from_slice(b"\r\n");
         bytes.extend_from_slice(body);
@@ -178,22 +223,23 @@ impl Endpoint {
     /// Sends a question and reads the whole answer, whatever its status.
     ///
     /// # Errors
-    /// When no complete answer comes within 10 s.
+    /// When no complete answer comes within the limit, 10 s unless it was set.
     pub(super) async fn ask(&self, request: &Outgoing) -> Result<Answer, EngineError> {
         let route = &request.path;
         let asking = async {
             let mut link = self.open().await?;
             let broken = |error| self.broken(&error, true);
-            let status = link.send(request).await.map_err(broken)?.status;
+            let head = link.send(request).await.map_err(broken)?;
+            let date = head.date.and_then(|date| String::from_utf8(date).ok()).zip(link.head_at());
             let (body, whole) = link.read_body(MAX_ANSWER).await.map_err(broken)?;
             if !whole {
                 let what = format!("answered {route} with more than {MAX_ANSWER} bytes");
                 return Err(self.error(ErrorClass::Protocol, what));
             }
-            Ok(Answer { status, body })
+            Ok(Answer { status: head.status, body, date })
         };
-        timeout(QUESTION_TIMEOUT, asking).await.unwrap_or_else(|_| {
-            let what = format!("did not answer {route} within {QUESTION_TIMEOUT:?}");
+        timeout(self.limit, asking).await.unwrap_or_else(|_| {
+            let what = format!("did not answer {route} within {:?}", self.limit);
             Err(self.error(ErrorClass::Timeout, what))
         })
     }
@@ -203,7 +249,7 @@ impl Endpoint {
     /// # Errors
     /// See [`Endpoint::ask`].
     pub(super) async fn get(&self, route: &str) -> Result<Answer, EngineError> {
-        self.ask(&self.request("GET", route, b"")).await
+        self.ask(&self.request("GET", route, b"").await?).await
     }
 
     /// The JSON answer to a GET.
@@ -226,7 +272,7 @@ impl Endpoint {
         route: &str,
         body: &impl Serialize,
     ) -> Result<T, EngineError> {
-        self.decode(route, &self.ask(&self.post(route, body)?).await?)
+        self.decode(route, &self.ask(&self.post(route, body).await?).await?)
     }
 
     /// The JSON answer to a GET, or `None` where the engine has no such route.
@@ -287,7 +333,7 @@ impl Endpoint {
         let error = self.error(class, format!("answered HTTP {}: {words}", status.as_u16()));
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                error.with_hint("name the variable that holds its key: api_key_env=VARIABLE")
+                error.with_hint(self.credentials.advice())
             }
             status if status.is_redirection() => {
                 error.with_hint("redirects are not followed: give the final URL")
@@ -332,86 +378,19 @@ impl Endpoint {
     }
 }
 
-impl ApiKey {
-    fn from_env(name: &str) -> Result<Self, EngineError> {
-        let bad = |what: &str| {
-            EngineError::new(ErrorClass::Rejected, format!("environment variable {name} {what}"))
-                .with_hint(format!("export {name} with the engine's key, or leave api_key_env out"))
-        };
-        let token = std::env::var(name).map_err(|_| bad("is not set, but api_key_env names it"))?;
-        let token = token.trim().to_owned();
-        if token.is_empty() {
-            return Err(bad("is empty, but api_key_env names it"));
-        }
-        let mut header = HeaderValue::from_str(&format!("Bearer {token}"))
-            .map_err(|_| bad("holds characters that no header can carry"))?;
-        header.set_sensitive(true);
-        Ok(Self { token, header })
-    }
+/// `NAME at URL`. The query is left out: users put tokens there.
+fn label(name: &str, url: &Url, base: &str) -> String {
+    let host = url.host_str().unwrap_or_default();
+    format!("{name} at {}://{host}{}{base}", url.scheme(), explicit_port(url))
 }
 
-/// The cause of an I/O error in a few lower-case words, without its number.
-fn io_reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
-        io::ErrorKind::BrokenPipe => "connection closed".to_owned(),
-        io::ErrorKind::UnexpectedEof => "connection closed".to_owned(),
-        _ => {
-            let text = error.to_string();
-            let text = text.split(" (os error").next().unwrap_or_default();
-            let mut letters = text.chars();
-            letters
-                .next()
-                .map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
-        }
-    }
-}
-
-/// The server's own words in an error body: `{"error":{"message":..}}` (OpenAI),
-/// `{"error":".."}` (Ollama), `{"message":..}` or `{"detail":..}` (FastAPI), else its text.
-pub(super) fn server_message(body: &[u8]) -> String {
-    let words = serde_json::from_slice::<serde_json::Value>(body).ok().and_then(|value| {
-        let error = value.get("error").unwrap_or(&value);
-        let found = [error.get("message"), error.get("detail"), Some(error)];
-        found.into_iter().flatten().find_map(|text| text.as_str().map(str::to_owned))
-    });
-    words.map_or_else(|| quote(body), |words| quote(words.as_bytes()))
-}
-
-/// Foreign bytes made fit for one line of a message: bounded, no control characters.
-pub(super) fn quote(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * MAX_QUOTE)]);
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
-    let line = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
-    if line.is_empty() {
-        return "nothing".to_owned();
-    }
-    match line.char_indices().nth(MAX_QUOTE) {
-        Some((end, _)) => format!("{}...", &line[..end]),
-        None => line,
-    }
+fn explicit_port(url: &Url) -> String {
+    url.port().map(|port| format!(":{port}")).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn server_words_are_found_in_every_known_shape() {
-        for (body, words) in [
-            (r#"{"error":{"message":"too long","code":400}}"#, "too long"),
-            (r#"{"error":"model 'nope' not found"}"#, "model 'nope' not found"),
-            (r#"{"object":"error","message":"old vLLM"}"#, "old vLLM"),
-            (r#"{"detail":"Not Found"}"#, "Not Found"),
-            ("plain\r\n text\x1b[31m", "plain text [31m"),
-            (r#"{"error":{"code":3}}"#, r#"{"error":{"code":3}}"#),
-            ("", "nothing"),
-        ] {
-            assert_eq!(server_message(body.as_bytes()), words);
-        }
-        assert_eq!(server_message(&[b'x'; 5000]).len(), MAX_QUOTE + 3);
-    }
 
     #[test]
     fn label_and_routes_follow_the_url() {
@@ -423,7 +402,7 @@ mod tests {
         assert_eq!(plain.label, "vllm at http://127.0.0.1:8000");
         let based = endpoint("x:openai=https://host/proxy/v1/");
         assert_eq!((based.label.as_str(), based.port), ("x at https://host/proxy", 443));
-        let request = based.post("/v1/completions", &serde_json::json!({})).unwrap();
+        let request = based.written("POST", "/v1/completions", b"{}", &[]);
         assert_eq!(request.path, "/proxy/v1/completions");
         let text = String::from_utf8(request.bytes).unwrap();
         assert!(text.starts_with("POST /proxy/v1/completions HTTP/1.1\r\nhost: host\r\n"));

@@ -2,7 +2,9 @@
 //! engine's wire into [`TokenEvent`]s; they know no experiment, no statistic
 //! and no other adapter.
 
+pub mod api;
 pub mod connect;
+pub mod credential;
 pub mod discover;
 pub mod embedded;
 pub mod error;
@@ -23,6 +25,7 @@ mod socket;
 pub mod spec;
 mod sse;
 mod stream;
+pub(crate) mod words;
 
 use std::time::Duration;
 

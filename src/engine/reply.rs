@@ -14,6 +14,8 @@ const MAX_CHUNK_LINE: usize = 4 << 10;
 pub(super) struct Head {
     pub(super) status: StatusCode,
     pub(super) content_type: Option<Vec<u8>>,
+    /// When the server says that it answered.
+    pub(super) date: Option<Vec<u8>>,
 }
 
 /// What the next bytes are.
@@ -43,6 +45,7 @@ pub(super) struct ReplyParser {
     num_bytes: usize,
     status: StatusCode,
     content_type: Option<Vec<u8>>,
+    date: Option<Vec<u8>>,
     length: Option<u64>,
     chunked: bool,
 }
@@ -70,6 +73,7 @@ impl ReplyParser {
             num_bytes: 0,
             status: StatusCode::OK,
             content_type: None,
+            date: None,
             length: None,
             chunked: false,
         }
@@ -202,6 +206,8 @@ impl ReplyParser {
         let (name, value) = (&self.line[..colon], self.line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"content-type") {
             self.content_type = Some(value.to_vec());
+        } else if name.eq_ignore_ascii_case(b"date") {
+            self.date = Some(value.to_vec());
         } else if name.eq_ignore_ascii_case(b"content-length") {
             let text = std::str::from_utf8(value).ok();
             let length = text
@@ -236,7 +242,8 @@ impl ReplyParser {
             (false, false, Some(length)) => State::Fixed(length),
             (false, false, None) => State::UntilClose,
         };
-        Some(Head { status: self.status, content_type: self.content_type.take() })
+        let (content_type, date) = (self.content_type.take(), self.date.take());
+        Some(Head { status: self.status, content_type, date })
     }
 }
 

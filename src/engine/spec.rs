@@ -11,6 +11,16 @@ use url::Url;
 
 use crate::infer::ComputeDevice;
 
+const API_KEY_ENV: (&str, &str) = ("api_key_env", "environment variable that holds a bearer token");
+const IDENTITY_TOKEN_ENV: (&str, &str) = (
+    "identity_token_env",
+    "environment variable that holds an identity token of Google's, for Cloud Run",
+);
+const IDENTITY_FROM: (&str, &str) = (
+    "identity_from",
+    "metadata server that hands out such tokens, as http://metadata.google.internal",
+);
+
 /// The kinds of engine that yardstick drives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -78,12 +88,16 @@ impl EngineKind {
             Self::Ollama => &[
                 ("model", "tag, if not the model card's"),
                 ("num_ctx", "context length in tokens"),
-                ("api_key_env", "environment variable that holds a bearer token"),
+                API_KEY_ENV,
+                IDENTITY_TOKEN_ENV,
+                IDENTITY_FROM,
                 ("timeout_s", "longest wait for the next byte"),
             ],
             Self::Vllm | Self::Openai => &[
                 ("model", "served name, if not the first one the server lists"),
-                ("api_key_env", "environment variable that holds a bearer token"),
+                API_KEY_ENV,
+                IDENTITY_TOKEN_ENV,
+                IDENTITY_FROM,
                 ("timeout_s", "longest wait for the next byte"),
             ],
         }
@@ -240,6 +254,9 @@ impl EngineSpec {
                 "transport" => one_of(value, &["channel", "http"]),
                 "dtype" => one_of(value, &["auto", "f32", "bf16", "f16", "quantized"]),
                 "load_format" => one_of(value, &["auto", "dummy"]),
+                "identity_from" => {
+                    parse_url(value).is_err().then(|| "an http:// or https:// URL".to_owned())
+                }
                 _ => value.is_empty().then(|| "a value that is not empty".to_owned()),
             };
             if let Some(expected) = expected {

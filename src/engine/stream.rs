@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::http::{Endpoint, quote};
+use super::http::Endpoint;
 use super::link::{Link, Outgoing};
 use super::reply::Head;
+use super::words::quote;
 use super::{EngineError, ErrorClass, Exchange, Prepared};
 use crate::clock::Timestamp;
 
@@ -305,7 +306,7 @@ mod tests {
             let endpoint = Arc::new(Endpoint::new(&spec, true, &clock).unwrap());
             let script = Script { clock: clock.clone(), reads, written: false };
             let link = Link::new(Box::new(script), clock.clone(), endpoint.idle);
-            let request = endpoint.post("/", &"go").unwrap();
+            let request = endpoint.post("/", &"go").await.unwrap();
             let dialect = Lines(NdjsonDecoder::new());
             let streaming = Box::new(Streaming { endpoint, link, request, dialect });
             streaming.run(CancellationToken::new()).await

@@ -3,8 +3,8 @@
 
 use super::readiness::Readiness;
 use super::{Cell, Failure, Session};
-use crate::lifecycle::Keeper;
-use crate::plan::Residency;
+use crate::lifecycle::{Keeper, Origin};
+use crate::plan::{Cold, Residency};
 use crate::record::{JournalEntry, JournalEvent, Stopped};
 use crate::units;
 
@@ -17,7 +17,8 @@ pub(super) async fn make_cold(session: &Session<'_>, cell: &Cell<'_>) -> Result<
     }
     let took = cell.engine.make_cold().await?;
     let took_ns = units::nanos(took);
-    session.note(JournalEvent::MadeCold { case: cell.number, took_ns })?;
+    let (cold, seen) = (vec![Cold::Model], None);
+    session.note(JournalEvent::MadeCold { case: cell.number, took_ns, cold, seen })?;
     Ok(())
 }
 
@@ -73,16 +74,20 @@ pub(super) fn note_exits(session: &Session<'_>, engines: &mut [Readiness]) -> Re
 }
 
 /// The end of a run: what yardstick started is stopped, what it put to sleep is
-/// woken.
+/// woken, what others lead is left alone.
 pub(super) async fn leave(session: &Session<'_>) -> Result<(), Stopped> {
     for engine in 0..session.engines.len() {
         let Some(keeper) = session.lifecycles.keeper(engine) else { continue };
-        let ended = if !keeper.was_found_running() {
-            stop(session, keeper).await
-        } else if keeper.is_up() {
-            Ok(())
-        } else {
-            start_for(session, keeper, None, false).await
+        let ended = match keeper.origin() {
+            Origin::Started => stop(session, keeper).await,
+            Origin::Found if !keeper.is_up() => start_for(session, keeper, None, false).await,
+            Origin::Found => Ok(()),
+            Origin::Platform => {
+                if let Some(what) = keeper.left_behind() {
+                    tracing::warn!("{what}");
+                }
+                Ok(())
+            }
         };
         match ended {
             Ok(()) => {}

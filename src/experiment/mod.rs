@@ -209,7 +209,10 @@ impl From<InferError> for Failure {
 
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
-        Self::Case(error.message)
+        Self::Case(match error.hint {
+            Some(hint) => format!("{}; {hint}", error.message),
+            None => error.message,
+        })
     }
 }
 

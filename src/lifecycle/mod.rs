@@ -1,7 +1,8 @@
-//! Engines that yardstick starts, stops and makes cold: each one's process and
-//! its state. Knows no case and no statistic; what happens goes to the journal
+//! Engines that yardstick starts, stops and makes cold: each one's process, or
+//! service, and its state. Knows no case and no statistic; what happens goes to the journal
 //! through whoever asks.
 
+mod cloud_run;
 mod command;
 mod launch;
 mod listener;
@@ -29,6 +30,7 @@ use crate::engine::{EngineError, EngineSpec, ErrorClass};
 use crate::plan::{Cold, LifecyclePlan, Plan, Residency};
 use crate::record::{JournalEntry, JournalEvent};
 use crate::units;
+use cloud_run::CloudRunEngine;
 use command::CommandEngine;
 use sleep::SleepEngine;
 
@@ -50,6 +52,18 @@ impl Start<'_> {
 enum Managed {
     Command(Box<CommandEngine>),
     Sleep(SleepEngine),
+    CloudRun(Arc<CloudRunEngine>),
+}
+
+/// Who started an engine that has a keeper, and so what is left at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Yardstick: it is stopped.
+    Started,
+    /// It ran before yardstick came, and is to run, awake, after it.
+    Found,
+    /// Its platform starts and stops it as requests come.
+    Platform,
 }
 
 /// An engine whose life yardstick leads.
@@ -83,6 +97,7 @@ impl Lifecycles {
         clock: &Clock,
     ) -> Result<Self, EngineError> {
         let residency = plan.residency();
+        let goes_cold = plan.experiments.iter().any(|experiment| experiment.is_cold());
         let mut keepers = Vec::new();
         for (index, spec) in (0..).zip(&mut plan.engines) {
             let lifecycle = plan.lifecycles.get(&spec.name);
@@ -94,6 +109,9 @@ impl Lifecycles {
                 Some(LifecyclePlan::Sleep { level }) => {
                     Managed::Sleep(SleepEngine::new(index, spec, *level, clock.clone()))
                 }
+                Some(LifecyclePlan::CloudRun(plan)) => Managed::CloudRun(Arc::new(
+                    CloudRunEngine::new(index, spec, plan, goes_cold, clock.clone()),
+                )),
                 Some(LifecyclePlan::Command(command)) => {
                     only_on_linux(spec)?;
                     let setting = (program.to_owned(), staging.to_owned(), clock.clone());
@@ -172,6 +190,14 @@ impl Keeper {
         match &*self.lock() {
             Managed::Command(engine) => engine.is_up(),
             Managed::Sleep(engine) => engine.is_up(),
+            Managed::CloudRun(engine) => engine.is_up(),
+        }
+    }
+
+    fn on_cloud_run(&self) -> Option<Arc<CloudRunEngine>> {
+        match &*self.lock() {
+            Managed::CloudRun(engine) => Some(Arc::clone(engine)),
+            Managed::Command(_) | Managed::Sleep(_) => None,
         }
     }
 
@@ -195,6 +221,10 @@ impl Keeper {
         cancel: &CancellationToken,
         mut sink: impl FnMut(JournalEntry),
     ) -> Result<(), EngineError> {
+        if let Some(engine) = self.on_cloud_run() {
+            let cold = if cold { engine.cold() } else { &[] };
+            return engine.start(&mut Start { case, cold, cancel, sink: &mut sink }).await;
+        }
         let (keeper, cancel) = (self.clone(), cancel.clone());
         let (entries, mut queue) = unbounded_channel();
         // Followed on a thread of its own: to look every few milliseconds would
@@ -208,6 +238,7 @@ impl Keeper {
             let all = match &*managed {
                 Managed::Command(engine) => engine.cold().to_vec(),
                 Managed::Sleep(engine) => engine.cold().to_vec(),
+                Managed::CloudRun(_) => Vec::new(),
             };
             // What a warm case starts has no process either, and may find the rest.
             let first = all.get(..1).unwrap_or_default();
@@ -216,6 +247,7 @@ impl Keeper {
             match &mut *managed {
                 Managed::Command(engine) => engine.start(&mut start),
                 Managed::Sleep(engine) => engine.start(&mut start),
+                Managed::CloudRun(_) => Ok(()),
             }
         });
         while let Some(entry) = queue.recv().await {
@@ -234,6 +266,10 @@ impl Keeper {
             tokio::task::spawn_blocking(move || match &mut *keeper.lock() {
                 Managed::Command(engine) => Ok(engine.stop()),
                 Managed::Sleep(engine) => engine.stop(),
+                Managed::CloudRun(engine) => {
+                    engine.forget();
+                    Ok(None)
+                }
             })
             .await,
         )??;
@@ -244,10 +280,20 @@ impl Keeper {
         }))
     }
 
-    /// Whether it ran before yardstick came, and is to run, awake, after it.
+    /// Who started it.
     #[must_use]
-    pub fn was_found_running(&self) -> bool {
-        matches!(&*self.lock(), Managed::Sleep(_))
+    pub fn origin(&self) -> Origin {
+        match &*self.lock() {
+            Managed::Command(_) => Origin::Started,
+            Managed::Sleep(_) => Origin::Found,
+            Managed::CloudRun(_) => Origin::Platform,
+        }
+    }
+
+    /// What of it is not as it was found, in words.
+    #[must_use]
+    pub fn left_behind(&self) -> Option<String> {
+        self.on_cloud_run()?.left_behind()
     }
 }
 

@@ -32,6 +32,8 @@ struct State {
     armed: Option<i32>,
     exit: Option<Exit>,
     killed: bool,
+    /// The supervisor has said that nothing is left.
+    tidied: bool,
     failed: Option<String>,
     /// The supervisor has ended.
     over: bool,
@@ -64,6 +66,8 @@ pub struct Process {
     shared: Arc<Shared>,
     mark: String,
     grace: Duration,
+    /// Takes away what is no process: the supervisor's, unless that was killed.
+    cleanup: Vec<String>,
 }
 
 impl Process {
@@ -87,7 +91,8 @@ impl Process {
         let reports = supervisor.stdout.take();
         let words = supervisor.stdin.take();
         let grace = Duration::from_millis(order.stop_grace_ms);
-        let mut process = Self { supervisor, words, shared, mark, grace };
+        let cleanup = order.cleanup.clone();
+        let mut process = Self { supervisor, words, shared, mark, grace, cleanup };
         if let Some(reports) = reports {
             follow(reports, Arc::clone(&process.shared), clock.clone());
         }
@@ -161,6 +166,9 @@ impl Process {
         let _ = self.supervisor.wait();
         let left = tree::marked(&self.mark);
         tree::kill(&left);
+        if !self.shared.lock().tidied {
+            clean_up(&std::mem::take(&mut self.cleanup));
+        }
         !left.is_empty()
     }
 }
@@ -168,6 +176,15 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.sweep();
+    }
+}
+
+/// Runs the command that takes away what is no process of ours, a container.
+pub(super) fn clean_up(command: &[String]) {
+    if let [program, arguments @ ..] = command {
+        let mut quiet = Command::new(program);
+        quiet.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let _ = quiet.status();
     }
 }
 
@@ -187,8 +204,9 @@ fn follow(reports: ChildStdout, shared: Arc<Shared>, clock: Clock) {
             match report {
                 Report::Armed { pid } => state.armed = Some(pid),
                 Report::Exited { code, signal } => state.exit = Some(Exit { at, code, signal }),
-                Report::Over { killed } => state.killed = killed,
-                Report::Failed { message } => state.failed = Some(message),
+                Report::Over { killed } => (state.killed, state.tidied) = (killed, true),
+                // Nothing was executed.
+                Report::Failed { message } => (state.failed, state.tidied) = (Some(message), true),
             }
             drop(state);
             shared.changed.notify_all();

@@ -36,17 +36,24 @@ pub(super) enum Waiting {
 
 impl Readiness {
     pub(super) fn new(kind: EngineKind, address: Address, asked: Option<&str>) -> Self {
-        let (health, models) = match kind {
-            EngineKind::Ollama => ("/api/version", "/api/tags"),
-            EngineKind::Vllm | EngineKind::Openai | EngineKind::Embedded => {
-                ("/health", "/v1/models")
-            }
+        let models = match kind {
+            EngineKind::Ollama => "/api/tags",
+            EngineKind::Vllm | EngineKind::Openai | EngineKind::Embedded => "/v1/models",
         };
         Self {
             address,
-            health: asked.unwrap_or(health).to_owned(),
+            health: asked.unwrap_or(Self::health(kind)).to_owned(),
             health_optional: asked.is_none(),
             models,
+        }
+    }
+
+    /// The route that answers 200 when an engine is ready; one without it may be
+    /// ready all the same.
+    pub(super) const fn health(kind: EngineKind) -> &'static str {
+        match kind {
+            EngineKind::Ollama => "/api/version",
+            EngineKind::Vllm | EngineKind::Openai | EngineKind::Embedded => "/health",
         }
     }
 

@@ -16,6 +16,7 @@ use rustix::process::{
 };
 
 use super::order::{Order, Report, Word};
+use super::process::clean_up;
 use super::tree;
 use crate::clock::{Clock, Timestamp};
 
@@ -61,11 +62,7 @@ pub fn supervise() -> io::Result<()> {
     listen(input, events.clone());
     reap(pid, events);
     let killed = Supervisor { order: &order, group: Pid::from_raw(pid), queue }.run(child);
-    if let [program, arguments @ ..] = order.cleanup.as_slice() {
-        let mut quiet = Command::new(program);
-        quiet.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let _ = quiet.status();
-    }
+    clean_up(&order.cleanup);
     report(&Report::Over { killed })
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::cloud_run::CloudRunPlan;
 use super::command_line::split_words;
 use crate::engine::{EngineKind, EngineSpec};
 
@@ -16,7 +17,7 @@ const READY_TIMEOUT_S: u32 = 600;
 /// Time between asking an engine to stop and killing it.
 const STOP_GRACE_S: u32 = 10;
 /// Bound on both.
-const MAX_SECONDS: u32 = 86_400;
+pub(super) const MAX_SECONDS: u32 = 86_400;
 
 /// What a start does not find in place any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ pub enum Cold {
     PageCache,
     /// The caches of compiled code are empty.
     CompileCache,
+    /// There is no machine: its platform has scaled it to zero instances, verified.
+    Instance,
 }
 
 impl Cold {
@@ -41,6 +44,7 @@ impl Cold {
             Self::Process => "process",
             Self::PageCache => "page-cache",
             Self::CompileCache => "compile-cache",
+            Self::Instance => "instance",
         }
     }
 }
@@ -63,7 +67,6 @@ pub enum Residency {
 
 /// How one engine is started and stopped.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "a plan holds a handful of these")]
 pub enum LifecyclePlan {
     /// Not by us: it runs already, and goes on.
     External,
@@ -74,6 +77,8 @@ pub enum LifecyclePlan {
         /// 1 keeps the weights in host memory, 2 forgets them.
         level: u8,
     },
+    /// A service on Google Cloud Run, which its platform starts and stops.
+    CloudRun(CloudRunPlan),
 }
 
 /// A command that starts an engine and keeps running while it serves.
@@ -301,8 +306,21 @@ impl LifecyclePlan {
                 unsuitable("what is started here is reached over http, not https")
             }
             Self::Command(plan) => plan.check(&spec.name),
+            Self::CloudRun(_) if spec.kind == EngineKind::Embedded => {
+                unsuitable("the embedded engine runs in this process, not on Cloud Run")
+            }
+            Self::CloudRun(_) if is_default(spec) => {
+                unsuitable("it needs its service's `url`, such as https://NAME-abc-uc.a.run.app")
+            }
+            Self::CloudRun(plan) => plan.check(&spec.name),
         }
     }
+}
+
+/// Whether it is where its kind listens unless told otherwise.
+fn is_default(spec: &EngineSpec) -> bool {
+    let default = spec.kind.default_url().and_then(|url| url.parse().ok());
+    spec.url == default
 }
 
 /// Kinds of cold in few words.

@@ -1,6 +1,7 @@
 //! What to measure: a validated plan and the cases it expands to. Reads no
 //! clock and starts nothing; how a plan is spelled in TOML stays in `wire`.
 
+pub mod cloud_run;
 pub mod command_line;
 pub mod expand;
 pub mod experiment;
@@ -289,6 +290,14 @@ impl Plan {
             let spec = self.engines.iter().find(|spec| spec.name == *name);
             let spec = spec.ok_or_else(|| lifecycle::LifecycleError::NoSuchEngine(name.clone()))?;
             lifecycle.check(spec)?;
+            let scales = matches!(lifecycle, LifecyclePlan::CloudRun(_));
+            if scales && self.resident == Some(Residency::Together) {
+                let expected = format!(
+                    "one, or nothing: {name} goes cold on Cloud Run while others are measured, \
+                     and is warmed up again only where engines take turns"
+                );
+                return Err(out_of_range("resident", "together", &expected));
+            }
         }
         Ok(())
     }

@@ -31,6 +31,12 @@ pub enum JournalEvent {
         case: u32,
         /// How long that took; not part of any latency.
         took_ns: u64,
+        /// What the next request does not find in place; empty for the model alone.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        cold: Vec<Cold>,
+        /// What was seen that proves it, where it was not asked of the engine itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seen: Option<String>,
     },
     /// An engine was warmed up before a case.
     WarmedUp {

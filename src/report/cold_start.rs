@@ -1,5 +1,6 @@
 //! Cold starts by phase, as tables.
 
+use crate::plan::Cold;
 use crate::plan::lifecycle::list;
 use crate::stats::cold_start::{ColdPhaseKind, ColdStart};
 use crate::units::format_significant;
@@ -19,10 +20,11 @@ pub(super) const PHASES: [(ColdPhaseKind, &str); 7] = [
 ];
 
 /// Instants since the start, and phases inside the engines; none for a run in
-/// which yardstick started no engine: there TTFT of the first request says it all.
+/// which no engine was started, by yardstick or by its platform: there TTFT of
+/// the first request says it all.
 #[must_use]
 pub fn tables(starts: &[ColdStart]) -> Vec<Table> {
-    if !starts.iter().any(was_started) {
+    if !starts.iter().any(|start| was_started(start) || is_on_platform(start)) {
         return Vec::new();
     }
     let mut tables = vec![instants(starts), inside(starts)];
@@ -33,6 +35,11 @@ pub fn tables(starts: &[ColdStart]) -> Vec<Table> {
 /// Whether it began before the first request did.
 pub(super) fn was_started(start: &ColdStart) -> bool {
     start.phases.iter().any(|phase| phase.phase < ColdPhaseKind::RequestSent)
+}
+
+/// Whether its platform started it, unseen.
+fn is_on_platform(start: &ColdStart) -> bool {
+    start.cold.contains(&Cold::Instance)
 }
 
 fn instants(starts: &[ColdStart]) -> Table {
@@ -64,6 +71,11 @@ fn instants(starts: &[ColdStart]) -> Table {
                 Some(phase) if phase.n < start.n => {
                     Cell::detailed(text.unwrap_or_default(), format!("n = {}", phase.n))
                 }
+                _ if is_on_platform(start) => {
+                    let why = "only its platform sees that: the clock starts as the first request \
+                               is handed to its socket";
+                    Cell::or_absent(text, why)
+                }
                 _ => Cell::or_absent(text, "it was not seen"),
             });
         }
@@ -76,8 +88,8 @@ fn instants(starts: &[ColdStart]) -> Table {
         columns,
         rows: starts.iter().map(row).collect(),
         notes: vec![
-            "a process starts as its command is executed; a model without one (cold: model), \
-             with the request that loads it"
+            "a process starts as its command is executed; a model without one (cold: model), and a \
+             service without instances (cold: instance), with the request that loads it"
                 .to_owned(),
         ],
         ..Table::default()

@@ -116,8 +116,10 @@ fn start<'a>(run: &'a RunData, group: &CaseRequests<'_>) -> Option<Start<'a>> {
     let mut start = Start::default();
     for entry in &run.journal {
         match &entry.event {
-            JournalEvent::MadeCold { case, .. } if *case == group.case => {
-                start.cold = vec![Cold::Model];
+            JournalEvent::MadeCold { case, cold, .. } if *case == group.case => {
+                // Older runs do not say: what was made cold was the model.
+                let model = [Cold::Model];
+                start.cold = if cold.is_empty() { model.to_vec() } else { cold.clone() };
             }
             JournalEvent::EngineStarted { case: Some(case), cold, page_cache, .. }
                 if *case == group.case =>
@@ -259,6 +261,10 @@ mod tests {
         JournalEvent::EngineStarted { engine: 0, case: Some(case), cold, page_cache: None }
     }
 
+    fn made_cold(cold: Vec<Cold>) -> JournalEvent {
+        JournalEvent::MadeCold { case: 0, took_ns: 5, cold, seen: None }
+    }
+
     fn phase(case: u32, phase: StartPhaseKind) -> JournalEvent {
         JournalEvent::StartPhase { engine: 0, case: Some(case), phase }
     }
@@ -306,12 +312,24 @@ mod tests {
 
     #[test]
     fn model_that_the_first_request_loads_starts_with_that_request() {
-        let made = JournalEvent::MadeCold { case: 0, took_ns: 5 };
+        let made = made_cold(Vec::new());
         let run = run(1, vec![(10, made)], vec![request(0, 0, 20, &[400])]);
         let [cold] = of(&run).try_into().unwrap();
         assert_eq!(cold.cold, [Cold::Model]);
         assert_eq!(cold.first_token_ms.p50, Some(400.0));
         assert_eq!(cold.second_ttft_ms, None);
+    }
+
+    #[test]
+    fn service_without_instances_starts_with_the_request_that_makes_one() {
+        let made = made_cold(vec![Cold::Instance]);
+        let requests = vec![request(0, 0, 20, &[9000]), request(0, 1, 9500, &[30])];
+        let [cold] = of(&run(1, vec![(10, made)], requests)).try_into().unwrap();
+        assert_eq!(cold.cold, [Cold::Instance]);
+        let kinds =
+            [ColdPhaseKind::RequestSent, ColdPhaseKind::FirstByte, ColdPhaseKind::FirstToken];
+        assert_eq!(at(&cold).iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), kinds);
+        assert_eq!((cold.first_token_ms.p50, cold.second_ttft_ms), (Some(9000.0), Some(30.0)));
     }
 
     #[test]
@@ -335,7 +353,7 @@ mod tests {
 
     #[test]
     fn second_request_of_a_burst_is_no_second_request() {
-        let made = JournalEvent::MadeCold { case: 0, took_ns: 5 };
+        let made = made_cold(Vec::new());
         let requests = vec![request(0, 0, 20, &[400]), request(0, 1, 20, &[500])];
         let [cold] = of(&run(1, vec![(0, made)], requests)).try_into().unwrap();
         assert_eq!(cold.second_ttft_ms, None);

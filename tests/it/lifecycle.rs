@@ -1,6 +1,8 @@
 //! Engines that yardstick starts itself, as a user meets them: real processes,
 //! the ways in which they fail, and that none is left.
 
+mod container;
+
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -8,6 +8,7 @@ mod build_script;
 #[cfg(target_os = "linux")]
 mod calibrate;
 mod cli;
+mod cloud_run;
 mod contract;
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::clock::Timestamp;
-use crate::engine::http::{quote, server_message};
 use crate::engine::ndjson::NdjsonDecoder;
 use crate::engine::stream::Dialect;
+use crate::engine::words::{quote, server_message};
 use crate::engine::{
     EngineError, ErrorClass, EventKind, Exchange, FinishReason, TokenEvent, Usage,
 };

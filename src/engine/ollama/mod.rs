@@ -142,7 +142,7 @@ impl Engine for Ollama {
     async fn prepare(&self, request: &GenerateRequest) -> Result<Box<dyn Prepared>, EngineError> {
         let model = self.model().await?;
         let (route, body) = self.body(request, &model);
-        let request = self.endpoint.post(route, &body)?;
+        let request = self.endpoint.post(route, &body).await?;
         let dialect = AnswerDialect::new(model);
         Ok(Box::new(Streaming::prepare(Arc::clone(&self.endpoint), request, dialect).await?))
     }

@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use super::pattern::Pattern;
 use crate::clock::Timestamp;
-use crate::engine::http::{quote, server_message};
 use crate::engine::sse::{SseDecoder, SseEvent};
 use crate::engine::stream::Dialect;
+use crate::engine::words::{quote, server_message};
 use crate::engine::{
     EngineError, ErrorClass, EventKind, Exchange, FinishReason, TokenEvent, Usage,
 };

@@ -88,7 +88,7 @@ impl Engine for OpenAi {
     async fn prepare(&self, request: &GenerateRequest) -> Result<Box<dyn Prepared>, EngineError> {
         let identity = self.identity().await?;
         let (route, body) = body::write(request, &identity.served, identity.flavor);
-        let request = self.endpoint.post(route, &body)?;
+        let request = self.endpoint.post(route, &body).await?;
         let dialect = ChunkDialect::new(identity.flavor == Flavor::Vllm);
         let endpoint = Arc::clone(&self.endpoint);
         Ok(Box::new(Streaming::prepare(endpoint, request, dialect).await?))

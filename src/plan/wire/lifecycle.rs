@@ -4,7 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use url::Url;
+
 use crate::plan::PlanError;
+use crate::plan::cloud_run::{
+    ADMIN_URL, CloudRunPlan, ColdBy, METADATA_URL, METRIC_LAG_S, MONITORING_URL, READY_TIMEOUT_S,
+    SCALE_TO_ZERO_TIMEOUT_S,
+};
 use crate::plan::command_line::split_words;
 use crate::plan::lifecycle::{
     Cold, CommandPlan, ContainerPlan, EnvValue, LifecycleError, LifecyclePlan, PortPlan, StopSignal,
@@ -16,7 +22,29 @@ pub(super) enum WireLifecycle {
     External {},
     Command(Box<WireCommand>),
     Container(Box<WireCommand>),
-    Sleep { level: Option<u8> },
+    Sleep {
+        level: Option<u8>,
+    },
+    #[serde(rename = "cloud-run")]
+    CloudRun(Box<WireCloudRun>),
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WireCloudRun {
+    project: String,
+    region: String,
+    service: String,
+    cold_by: Option<ColdBy>,
+    base_url: Option<String>,
+    monitoring_url: Option<String>,
+    metadata_url: Option<String>,
+    identity_token_env: Option<String>,
+    access_token_env: Option<String>,
+    unauthenticated: Option<bool>,
+    scale_to_zero_timeout_s: Option<u32>,
+    ready_timeout_s: Option<u32>,
+    metric_lag_s: Option<u32>,
 }
 
 /// A container is a command with a few fields more.
@@ -119,7 +147,52 @@ pub(super) fn parse(engine: &str, wire: WireLifecycle) -> Result<LifecyclePlan, 
             };
             LifecyclePlan::Command(command(*wire, Some(container))?)
         }
+        WireLifecycle::CloudRun(wire) => LifecyclePlan::CloudRun(cloud_run(engine, *wire)?),
     })
+}
+
+fn cloud_run(engine: &str, wire: WireCloudRun) -> Result<CloudRunPlan, LifecycleError> {
+    let url = |field, text: Option<String>, default: &str| -> Result<Url, LifecycleError> {
+        text.as_deref().unwrap_or(default).parse().map_err(|error| LifecycleError::Field {
+            engine: engine.to_owned(),
+            field,
+            got: format!("no URL ({error})"),
+            expected: "an http:// or https:// URL".to_owned(),
+        })
+    };
+    Ok(CloudRunPlan {
+        project: wire.project,
+        region: wire.region,
+        service: wire.service,
+        cold_by: wire.cold_by.unwrap_or_default(),
+        base_url: url("base_url", wire.base_url, ADMIN_URL)?,
+        monitoring_url: url("monitoring_url", wire.monitoring_url, MONITORING_URL)?,
+        metadata_url: url("metadata_url", wire.metadata_url, METADATA_URL)?,
+        identity_token_env: wire.identity_token_env,
+        access_token_env: wire.access_token_env,
+        unauthenticated: wire.unauthenticated.unwrap_or(false),
+        scale_to_zero_timeout_s: wire.scale_to_zero_timeout_s.unwrap_or(SCALE_TO_ZERO_TIMEOUT_S),
+        ready_timeout_s: wire.ready_timeout_s.unwrap_or(READY_TIMEOUT_S),
+        metric_lag_s: wire.metric_lag_s.unwrap_or(METRIC_LAG_S),
+    })
+}
+
+fn render_cloud_run(plan: &CloudRunPlan) -> WireLifecycle {
+    WireLifecycle::CloudRun(Box::new(WireCloudRun {
+        project: plan.project.clone(),
+        region: plan.region.clone(),
+        service: plan.service.clone(),
+        cold_by: Some(plan.cold_by),
+        base_url: Some(plan.base_url.to_string()),
+        monitoring_url: Some(plan.monitoring_url.to_string()),
+        metadata_url: Some(plan.metadata_url.to_string()),
+        identity_token_env: plan.identity_token_env.clone(),
+        access_token_env: plan.access_token_env.clone(),
+        unauthenticated: Some(plan.unauthenticated),
+        scale_to_zero_timeout_s: Some(plan.scale_to_zero_timeout_s),
+        ready_timeout_s: Some(plan.ready_timeout_s),
+        metric_lag_s: Some(plan.metric_lag_s),
+    }))
 }
 
 fn command(
@@ -162,6 +235,7 @@ pub(super) fn render(plan: &LifecyclePlan) -> WireLifecycle {
     let plan = match plan {
         LifecyclePlan::External => return WireLifecycle::External {},
         LifecyclePlan::Sleep { level } => return WireLifecycle::Sleep { level: Some(*level) },
+        LifecyclePlan::CloudRun(plan) => return render_cloud_run(plan),
         LifecyclePlan::Command(plan) => plan,
     };
     let container = plan.container.as_ref();
@@ -196,6 +270,7 @@ pub(super) fn render(plan: &LifecyclePlan) -> WireLifecycle {
 
 #[cfg(test)]
 mod tests {
+    use crate::plan::cloud_run::ColdBy;
     use crate::plan::lifecycle::{Cold, EnvValue, LifecyclePlan, PortPlan, StopSignal};
     use crate::plan::{Plan, Residency};
 
@@ -224,6 +299,49 @@ mod tests {
         [engine.lifecycle]
         kind = "sleep"
     "#;
+
+    const CLOUD_RUN: &str = r#"
+        [[engine]]
+        kind = "ollama"
+        url = "https://ollama-abc-uc.a.run.app"
+        [engine.lifecycle]
+        kind = "cloud-run"
+        project = "mine"
+        region = "us-central1"
+        service = "ollama"
+        access_token_env = "ACCESS"
+    "#;
+
+    #[test]
+    fn service_on_cloud_run_survives_its_own_toml() {
+        let plan = Plan::from_toml(CLOUD_RUN).unwrap();
+        assert_eq!(Plan::from_toml(&plan.to_toml()), Ok(plan.clone()));
+        assert_eq!(plan.residency(), Residency::One);
+        let LifecyclePlan::CloudRun(run) = &plan.lifecycles["ollama"] else { panic!("{plan:?}") };
+        assert_eq!(run.resource(), "projects/mine/locations/us-central1/services/ollama");
+        assert_eq!(run.base_url.as_str(), "https://run.googleapis.com/");
+        assert_eq!(run.cold_by, ColdBy::Idle);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_service_on_cloud_run_is_named() {
+        let refused = |from: &str, to: &str| {
+            assert!(CLOUD_RUN.contains(from));
+            Plan::from_toml(&CLOUD_RUN.replace(from, to)).unwrap_err().to_string()
+        };
+        assert!(refused("url = ", "# ").contains("needs its service's `url`"));
+        assert!(refused("\"mine\"", "\"mi ne\"").contains("project is `mi ne`"));
+        assert!(refused("\"mine\"", "\"../x\"").contains("project"));
+        assert!(refused("access_token_env", "colour").contains("colour"));
+        let with = |extra: &str| refused("service = ", &format!("{extra}\nservice = "));
+        assert!(with("base_url = 'ftp://x'").contains("base_url"));
+        assert!(!with("base_url = 'http://a:hush@x'").contains("hush"));
+        assert!(with("scale_to_zero_timeout_s = 60").contains("more than metric_lag_s, 240 s"));
+        assert!(with("metric_lag_s = 0").contains("metric_lag_s is 0"));
+        assert!(with("unauthenticated = true\nidentity_token_env = 'T'").contains("absent where"));
+        let together = Plan::from_toml(&format!("resident = 'together'\n{CLOUD_RUN}"));
+        assert!(together.unwrap_err().to_string().contains("goes cold on Cloud Run"));
+    }
 
     #[test]
     fn lifecycle_survives_its_own_toml() {

@@ -9,6 +9,7 @@ use yardstick::clock::Timestamp;
 use yardstick::engine::{
     Capabilities, Capability, EngineInfo, EngineSpec, ErrorClass, EventKind, FinishReason,
 };
+use yardstick::plan::Cold;
 use yardstick::record::{
     CalibrationRecord, CaseRecord, CountSource, EngineRecord, EventRecord, JournalEntry,
     JournalEvent, LoadPhaseKind, Machine, Manifest, Outcome, RequestRecord, RunData, StepRecord,
@@ -304,7 +305,12 @@ impl Simulation {
         cold: bool,
     ) {
         if cold {
-            self.note(JournalEvent::MadeCold { case, took_ns: 90_000_000 });
+            self.note(JournalEvent::MadeCold {
+                case,
+                took_ns: 90_000_000,
+                cold: vec![Cold::Model],
+                seen: None,
+            });
             self.now += 90_000_000;
         }
         let started = self.now;

@@ -1,6 +1,7 @@
 //! Parts that several modules share.
 
 pub mod browser;
+pub mod cloud_run;
 pub mod nvml;
 pub mod scripted;
 pub mod wire;
