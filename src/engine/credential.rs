@@ -319,7 +319,10 @@ impl Renewed {
             TokenKind::Access => ("access_token_env", "print-access-token"),
             TokenKind::Identity { .. } => ("identity_token_env", "print-identity-token"),
         };
-        error.with_hint(format!(
+        // Where there is no such server, asking again helps nobody.
+        let is_busy = error.class == ErrorClass::Busy;
+        let class = if is_busy { ErrorClass::Busy } else { ErrorClass::Rejected };
+        EngineError { class, ..error }.with_hint(format!(
             "outside Google Cloud name a variable in {setting} that holds the output of \
              `gcloud auth {command}`"
         ))

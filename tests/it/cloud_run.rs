@@ -120,8 +120,8 @@ fn cold_case_meets_zero_instances_and_a_warm_one_does_not() {
     let made = made_cold(&data);
     assert_eq!(made.len(), 1);
     assert_eq!((made[0].0, made[0].1.as_slice()), (0, [Cold::Instance].as_slice()));
-    assert!(made[0].2.contains("revision llm-1: the last instances were seen at"), "{made:?}");
-    assert!(made[0].2.contains("1 idle of llm-1, 0 at"), "{made:?}");
+    assert!(made[0].2.starts_with("revision llm-1: "), "{made:?}");
+    assert!(made[0].2.contains(" sample at ") || made[0].2.contains("1 idle of llm-1"), "{made:?}");
     // The service's own word: the question who it is, and then the first measured request alone.
     let asked = bench.cloud.asked();
     let cold: Vec<_> = asked.iter().filter(|it| it.was_cold).map(|it| it.path.as_str()).collect();

@@ -144,6 +144,12 @@ impl CloudRunEngine {
                 Ok(reply) if matches!(reply.status, 404 | 405 | 501) => break,
                 Ok(reply) if may_pass(reply.status) => api.refusal(&reply),
                 Ok(reply) => return Err(api.refusal(&reply)),
+                // No token, or no HTTP.
+                Err(error)
+                    if matches!(error.class, ErrorClass::Rejected | ErrorClass::Protocol) =>
+                {
+                    return Err(error);
+                }
                 Err(error) => error,
             };
             if wait.is_over() {

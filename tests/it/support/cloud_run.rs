@@ -17,10 +17,10 @@ use serde_json::{Value, json};
 
 use super::wire;
 
-/// What is asked before an answer is a whole number of seconds: as long as an instance starts.
+/// As long as an instance takes to start.
 pub const BOOT: Duration = Duration::from_millis(400);
 /// An instance that is asked nothing for as long ends.
-const IDLE: Duration = Duration::from_millis(700);
+const IDLE: Duration = Duration::from_secs(2);
 /// Time between two samples.
 const SAMPLED: Duration = Duration::from_millis(200);
 /// Time until a sample can be seen.
