@@ -294,7 +294,12 @@ impl Measurement<'_> {
         let writer = RecordWriter::start(recorder, count);
         let probe = self
             .probe_hz
-            .map(|hz| Probe::start(hz, &contestants.specs(), self.clock, &writer.sender()))
+            .map(|hz| {
+                let specs = contestants.specs();
+                let led: Vec<bool> =
+                    (0..specs.len()).map(|engine| self.lifecycles.starts(engine)).collect();
+                Probe::start(hz, &specs, &led, self.clock, &writer.sender())
+            })
             .transpose()
             .context("cannot start the probe")?;
         let session = Session {

@@ -4,7 +4,6 @@
 
 mod command;
 mod launch;
-mod listener;
 mod log;
 pub mod log_phases;
 pub mod order;
@@ -14,7 +13,6 @@ mod readiness;
 mod sleep;
 #[cfg(target_os = "linux")]
 pub mod supervise;
-mod tree;
 mod weight_files;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
 use crate::engine::{EngineError, EngineSpec, ErrorClass};
+use crate::hardware::proc::Started;
 use crate::plan::{Cold, LifecyclePlan, Plan, Residency};
 use crate::record::{JournalEntry, JournalEvent};
 use crate::units;
@@ -57,6 +56,8 @@ enum Managed {
 pub struct Keeper {
     index: u32,
     managed: Arc<Mutex<Managed>>,
+    /// Beside what is managed, which is locked as long as a start takes.
+    started: Arc<Mutex<Option<Started>>>,
     clock: Clock,
 }
 
@@ -85,6 +86,7 @@ impl Lifecycles {
         let residency = plan.residency();
         let mut keepers = Vec::new();
         for (index, spec) in (0..).zip(&mut plan.engines) {
+            let started = Arc::default();
             let lifecycle = plan.lifecycles.get(&spec.name);
             let managed = match lifecycle {
                 None | Some(LifecyclePlan::External) => {
@@ -97,12 +99,19 @@ impl Lifecycles {
                 Some(LifecyclePlan::Command(command)) => {
                     only_on_linux(spec)?;
                     let setting = (program.to_owned(), staging.to_owned(), clock.clone());
-                    let engine = CommandEngine::new(index, spec, command, &plan.model, setting)?;
+                    let engine = CommandEngine::new(
+                        index,
+                        spec,
+                        command,
+                        &plan.model,
+                        setting,
+                        Arc::clone(&started),
+                    )?;
                     Managed::Command(Box::new(engine))
                 }
             };
             let managed = Arc::new(Mutex::new(managed));
-            keepers.push(Some(Keeper { index, managed, clock: clock.clone() }));
+            keepers.push(Some(Keeper { index, managed, started, clock: clock.clone() }));
         }
         Ok(Self { keepers, residency, staging: staging.to_owned() })
     }
@@ -111,6 +120,12 @@ impl Lifecycles {
     #[must_use]
     pub fn keeper(&self, engine: usize) -> Option<&Keeper> {
         self.keepers.get(engine)?.as_ref()
+    }
+
+    /// Whether yardstick starts an engine's process.
+    #[must_use]
+    pub fn starts(&self, engine: usize) -> bool {
+        self.keeper(engine).is_some_and(|keeper| !keeper.was_found_running())
     }
 
     /// Whether engines may hold memory at once.
@@ -173,6 +188,18 @@ impl Keeper {
             Managed::Command(engine) => engine.is_up(),
             Managed::Sleep(engine) => engine.is_up(),
         }
+    }
+
+    /// Its engine's index.
+    #[must_use]
+    pub const fn engine(&self) -> usize {
+        self.index as usize
+    }
+
+    /// What its last start brought forth; `None` if there was none, or it only sleeps and wakes.
+    #[must_use]
+    pub fn started(&self) -> Option<Started> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The end of its process that nobody asked for, if there was one since the last call.

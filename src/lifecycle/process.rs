@@ -8,13 +8,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::order::{Order, Report, Word};
-use super::tree;
 use crate::clock::{Clock, Timestamp};
+use crate::hardware::proc::{Started, with_variable};
 
 /// Longest wait for a supervisor to start.
 const ARM_LIMIT: Duration = Duration::from_secs(20);
 /// Time beyond its grace after which a supervisor itself is given up.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Variable in the environment of everything that an engine's command starts.
+pub(super) const MARK: &str = "YARDSTICK_ENGINE_MARK";
 
 /// How an engine's process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +32,7 @@ pub struct Exit {
 
 #[derive(Debug, Default)]
 struct State {
-    armed: Option<i32>,
+    armed: Option<u32>,
     exit: Option<Exit>,
     killed: bool,
     failed: Option<String>,
@@ -62,7 +65,10 @@ pub struct Process {
     supervisor: Child,
     words: Option<ChildStdin>,
     shared: Arc<Shared>,
+    /// `NAME=VALUE`, which tells this engine's processes from those of any other.
     mark: String,
+    /// Whether a runtime starts the engine where the supervisor adopts nothing.
+    in_container: bool,
     grace: Duration,
 }
 
@@ -72,8 +78,9 @@ impl Process {
     /// # Errors
     /// What kept it from being started.
     pub fn arm(program: &Path, mut order: Order, clock: &Clock) -> Result<Self, String> {
-        let mark = mark(clock);
-        order.env.insert(tree::MARK.to_owned(), mark.clone());
+        let label = Clock::unique_label();
+        let mark = format!("{MARK}={label}");
+        order.env.insert(MARK.to_owned(), label);
         let mut line = serde_json::to_vec(&order).map_err(|error| error.to_string())?;
         line.push(b'\n');
         let mut supervisor = Command::new(program)
@@ -87,7 +94,8 @@ impl Process {
         let reports = supervisor.stdout.take();
         let words = supervisor.stdin.take();
         let grace = Duration::from_millis(order.stop_grace_ms);
-        let mut process = Self { supervisor, words, shared, mark, grace };
+        let in_container = !order.cleanup.is_empty();
+        let mut process = Self { supervisor, words, shared, mark, in_container, grace };
         if let Some(reports) = reports {
             follow(reports, Arc::clone(&process.shared), clock.clone());
         }
@@ -113,10 +121,12 @@ impl Process {
         at
     }
 
-    /// Process id of the engine.
+    /// The processes that this start brings forth.
     #[must_use]
-    pub fn pid(&self) -> Option<i32> {
-        self.shared.lock().armed
+    pub fn started(&self) -> Option<Started> {
+        let pid = self.shared.lock().armed?;
+        let mark = self.in_container.then(|| self.mark.clone());
+        Some(Started { pid, supervisor: self.supervisor.id(), mark })
     }
 
     /// Whether nothing of it runs any more.
@@ -159,8 +169,8 @@ impl Process {
             let _ = self.supervisor.kill();
         }
         let _ = self.supervisor.wait();
-        let left = tree::marked(&self.mark);
-        tree::kill(&left);
+        let left: Vec<u32> = with_variable(&self.mark).collect();
+        kill(left.iter().copied());
         !left.is_empty()
     }
 }
@@ -171,10 +181,16 @@ impl Drop for Process {
     }
 }
 
-/// Tells this engine's processes from those of any other run.
-fn mark(clock: &Clock) -> String {
-    let since = Clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    format!("{}-{}-{}", std::process::id(), since.as_nanos(), clock.now().as_nanos())
+/// Kills each of them; one that is gone already is no matter.
+pub(super) fn kill(pids: impl IntoIterator<Item = u32>) {
+    for pid in pids {
+        #[cfg(unix)]
+        if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        #[cfg(not(unix))]
+        let _ = pid;
+    }
 }
 
 /// Takes in what the supervisor says, stamped as it comes.

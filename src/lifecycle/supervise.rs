@@ -16,8 +16,9 @@ use rustix::process::{
 };
 
 use super::order::{Order, Report, Word};
-use super::tree;
+use super::process::kill;
 use crate::clock::{Clock, Timestamp};
+use crate::hardware::proc::Table;
 
 /// Time between two looks for what still lives, when all is being killed.
 const SWEEP: Duration = Duration::from_millis(20);
@@ -55,12 +56,12 @@ pub fn supervise() -> io::Result<()> {
         Ok(child) => child,
         Err(error) => return report(&Report::Failed { message: error.to_string() }),
     };
-    let pid = i32::try_from(child.id()).unwrap_or_default();
-    report(&Report::Armed { pid })?;
+    let pid = Pid::from_child(&child);
+    report(&Report::Armed { pid: child.id() })?;
     let (events, queue) = channel();
     listen(input, events.clone());
     reap(pid, events);
-    let killed = Supervisor { order: &order, group: Pid::from_raw(pid), queue }.run(child);
+    let killed = Supervisor { order: &order, group: pid, queue }.run(child);
     if let [program, arguments @ ..] = order.cleanup.as_slice() {
         let mut quiet = Command::new(program);
         quiet.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -122,11 +123,11 @@ fn listen(input: impl BufRead + Send + 'static, events: Sender<Event>) {
 }
 
 /// Waits for every child, adopted ones too.
-fn reap(engine: i32, events: Sender<Event>) {
+fn reap(engine: Pid, events: Sender<Event>) {
     std::thread::spawn(move || {
         loop {
             match wait(WaitOptions::empty()) {
-                Ok(Some((pid, status))) if pid.as_raw_pid() == engine => {
+                Ok(Some((pid, status))) if pid == engine => {
                     let (code, signal) = (status.exit_status(), status.terminating_signal());
                     if code.is_some() || signal.is_some() {
                         let _ = events.send(Event::Exited { code, signal });
@@ -142,7 +143,7 @@ fn reap(engine: i32, events: Sender<Event>) {
 
 struct Supervisor<'a> {
     order: &'a Order,
-    group: Option<Pid>,
+    group: Pid,
     queue: Receiver<Event>,
 }
 
@@ -174,10 +175,8 @@ impl Supervisor<'_> {
     }
 
     fn stop(&self) -> bool {
-        if let (Some(group), Some(signal)) =
-            (self.group, Signal::from_named_raw(self.order.stop_signal))
-        {
-            let _ = kill_process_group(group, signal);
+        if let Some(signal) = Signal::from_named_raw(self.order.stop_signal) {
+            let _ = kill_process_group(self.group, signal);
         }
         let clock = Clock::real();
         let until = clock.now().plus(Duration::from_millis(self.order.stop_grace_ms));
@@ -201,10 +200,8 @@ impl Supervisor<'_> {
         let clock = Clock::real();
         let until = clock.now().plus(SWEEP_LIMIT);
         while clock.now() < until {
-            if let Some(group) = self.group {
-                let _ = kill_process_group(group, Signal::KILL);
-            }
-            tree::kill(&tree::descendants(getpid().as_raw_pid(), &tree::living()));
+            let _ = kill_process_group(self.group, Signal::KILL);
+            kill(Table::read().below(std::process::id()));
             let next = clock.now().plus(SWEEP);
             loop {
                 match self.queue.recv_timeout(left(&clock, next)) {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::plan::Cold;
-use crate::record::{JournalEvent, RequestRecord, RunData, StartPhaseKind};
+use crate::record::{JournalEvent, PageCache, RequestRecord, RunData, StartPhaseKind};
 use crate::units;
 
 use super::case::CaseRequests;
@@ -38,6 +38,13 @@ pub struct ColdStart {
     /// Share of the weight files that was in the page cache at the start, the
     /// largest over the starts; absent where the plan does not name them.
     pub page_cache_share: Option<f64>,
+    /// When the first of them began, on the run's clock.
+    #[serde(default)]
+    pub first_at_ns: Option<Timestamp>,
+    /// The most resident memory of the engine's processes from a start to its
+    /// first token, the largest over the starts; absent where none was seen.
+    #[serde(default)]
+    pub peak_rss_bytes: Option<u64>,
 }
 
 /// An instant of a cold start.
@@ -91,6 +98,7 @@ struct Start<'a> {
     log: Vec<(&'a str, f64)>,
     page_cache_share: Option<f64>,
     second_ttft_ms: Option<f64>,
+    peak_rss_bytes: Option<u64>,
 }
 
 /// The cold starts of a run, in the manifest's order of their cases.
@@ -124,7 +132,7 @@ fn start<'a>(run: &'a RunData, group: &CaseRequests<'_>) -> Option<Start<'a>> {
             {
                 start.cold.clone_from(cold);
                 start.at = Some(entry.at_ns);
-                start.page_cache_share = page_cache.as_ref().and_then(share);
+                start.page_cache_share = page_cache.as_ref().and_then(PageCache::share);
             }
             JournalEvent::StartPhase { case: Some(case), phase, .. } if *case == group.case => {
                 start.phases.push((seen(*phase), entry.at_ns));
@@ -156,7 +164,20 @@ fn start<'a>(run: &'a RunData, group: &CaseRequests<'_>) -> Option<Start<'a>> {
         let answered = second.filter(|(_, request)| request.outcome.is_ok());
         start.second_ttft_ms = answered.and_then(|(_, request)| latency::ttft_ms(request));
     }
+    start.peak_rss_bytes = peak_rss(run, &start, &group.record.engine);
     Some(start)
+}
+
+/// The most that was seen of the engine's processes from the start on, until
+/// the first token, or the last phase that was reached.
+fn peak_rss(run: &RunData, start: &Start<'_>, engine: &str) -> Option<u64> {
+    let engine = run.manifest.engines.iter().position(|it| it.spec.name == engine)?;
+    let from = start.at?;
+    let to = start.phases.iter().map(|(_, at)| *at).max()?;
+    let looks = run.resources.iter().filter(|look| (from..=to).contains(&look.at_ns));
+    let processes = looks.flat_map(|look| &look.processes);
+    let own = processes.filter(|it| it.engine.is_some_and(|index| index as usize == engine));
+    own.map(|process| process.rss_bytes).max()
 }
 
 const fn seen(phase: StartPhaseKind) -> ColdPhaseKind {
@@ -166,11 +187,6 @@ const fn seen(phase: StartPhaseKind) -> ColdPhaseKind {
         StartPhaseKind::ModelListed => ColdPhaseKind::ModelListed,
         StartPhaseKind::Awake => ColdPhaseKind::Awake,
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a share of bytes")]
-fn share(cache: &crate::record::PageCache) -> Option<f64> {
-    (cache.bytes > 0).then(|| cache.at_start_bytes as f64 / cache.bytes as f64)
 }
 
 fn over_rounds(group: &CaseRequests<'_>, starts: &[Start<'_>]) -> ColdStart {
@@ -217,6 +233,8 @@ fn over_rounds(group: &CaseRequests<'_>, starts: &[Start<'_>]) -> ColdStart {
         second_ttft_ms: median(starts.iter().filter_map(|start| start.second_ttft_ms)),
         log: names.into_iter().filter_map(told).collect(),
         page_cache_share: starts.iter().filter_map(|start| start.page_cache_share).reduce(f64::max),
+        first_at_ns: starts.first().and_then(|start| start.at),
+        peak_rss_bytes: starts.iter().filter_map(|start| start.peak_rss_bytes).max(),
     }
 }
 
@@ -312,6 +330,41 @@ mod tests {
         assert_eq!(cold.cold, [Cold::Model]);
         assert_eq!(cold.first_token_ms.p50, Some(400.0));
         assert_eq!(cold.second_ttft_ms, None);
+    }
+
+    #[test]
+    fn memory_of_a_start_is_that_of_its_engine_until_the_first_token() {
+        let mut run = run(
+            1,
+            vec![(100, started(0, &[Cold::Process])), (130, phase(0, StartPhaseKind::PortOpen))],
+            vec![request(0, 0, 180, &[50, 60])],
+        );
+        run.manifest.engines = vec![
+            serde_json::from_value(serde_json::json!({
+                "spec": {"name": "e", "kind": "openai", "url": null, "settings": {}},
+                "info": null, "error": null,
+            }))
+            .unwrap(),
+        ];
+        let look = |ms: u64, engine, rss_bytes| crate::record::ResourceRecord {
+            at_ns: Timestamp::from_nanos(ms * MS),
+            processes: vec![crate::record::ProcessSample {
+                engine,
+                rss_bytes,
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        run.resources = vec![
+            look(90, Some(0), 900),
+            look(110, Some(0), 300),
+            look(120, Some(0), 200),
+            look(125, None, 800),
+            look(240, Some(0), 700),
+        ];
+        let [cold] = of(&run).try_into().unwrap();
+        assert_eq!(cold.peak_rss_bytes, Some(300));
+        assert_eq!(cold.first_at_ns, Some(Timestamp::from_nanos(100 * MS)));
     }
 
     #[test]
