@@ -79,12 +79,12 @@ impl EngineKind {
                 ("model", "tag, if not the model card's"),
                 ("num_ctx", "context length in tokens"),
                 ("api_key_env", "environment variable that holds a bearer token"),
-                ("timeout_s", "longest wait for the next byte"),
+                ("timeout_s", "longest wait for the next byte, and for a whole event"),
             ],
             Self::Vllm | Self::Openai => &[
                 ("model", "served name, if not the first one the server lists"),
                 ("api_key_env", "environment variable that holds a bearer token"),
-                ("timeout_s", "longest wait for the next byte"),
+                ("timeout_s", "longest wait for the next byte, and for a whole event"),
             ],
         }
     }
