@@ -241,7 +241,7 @@ fn over_rounds(group: &CaseRequests<'_>, starts: &[Start<'_>]) -> ColdStart {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{CaseRecord, JournalEntry, Manifest};
+    use crate::record::{CaseRecord, JournalEntry};
     use crate::stats::case::{group, tests};
 
     const MS: u64 = 1_000_000;
@@ -253,23 +253,15 @@ mod tests {
         requests: Vec<RequestRecord>,
     ) -> RunData {
         let record = |round| CaseRecord { round, ..tests::record("e", "sequential-cold", 1) };
-        let manifest: Manifest = serde_json::from_value(serde_json::json!({
-            "schema_version": 1, "yardstick_version": "", "name": "", "started_at": "",
-            "machine": {
-                "os": "", "cpu": null, "num_cpus": 1, "memory_bytes": null,
-                "load_average_percent": null, "cpu_features": [], "gpus": [],
-                "gpu_absent": null, "notes": {},
-            },
-            "model": "", "seed": 0, "plan": "", "plan_sha256": "", "engines": [],
-            "cases": (0..rounds).map(record).collect::<Vec<_>>(),
-        }))
-        .unwrap();
         let journal = journal
             .into_iter()
             .map(|(ms, event)| JournalEntry { at_ns: Timestamp::from_nanos(ms * MS), event })
             .collect();
-        let (steps, calibration, resources) = (Vec::new(), Vec::new(), Vec::new());
-        RunData { manifest, requests, journal, steps, calibration, resources }
+        RunData {
+            requests,
+            journal,
+            ..tests::run(&["e:openai"], (0..rounds).map(record).collect())
+        }
     }
 
     fn started(case: u32, cold: &[Cold]) -> JournalEvent {
@@ -339,13 +331,6 @@ mod tests {
             vec![(100, started(0, &[Cold::Process])), (130, phase(0, StartPhaseKind::PortOpen))],
             vec![request(0, 0, 180, &[50, 60])],
         );
-        run.manifest.engines = vec![
-            serde_json::from_value(serde_json::json!({
-                "spec": {"name": "e", "kind": "openai", "url": null, "settings": {}},
-                "info": null, "error": null,
-            }))
-            .unwrap(),
-        ];
         let look = |ms: u64, engine, rss_bytes| crate::record::ResourceRecord {
             at_ns: Timestamp::from_nanos(ms * MS),
             processes: vec![crate::record::ProcessSample {

@@ -10,8 +10,10 @@ use crate::units::format_bytes;
 pub(super) fn page_cache_warm(run: &RunData, engine: &EngineRecord) -> Option<Warning> {
     let starts = starts(run, engine);
     let warm: Vec<&PageCache> = starts.iter().copied().filter(|cache| !cache.is_cold()).collect();
-    let most =
-        warm.iter().copied().max_by(|a, b| a.share().unwrap_or(0.0).total_cmp(&b.share().unwrap_or(0.0)))?;
+    let most = warm
+        .iter()
+        .copied()
+        .max_by(|a, b| a.share().unwrap_or(0.0).total_cmp(&b.share().unwrap_or(0.0)))?;
     let (what, advice) = if is_asked_for(run, engine) {
         (
             "though the plan asked for a cold page cache",
@@ -66,34 +68,18 @@ fn is_asked_for(run: &RunData, engine: &EngineRecord) -> bool {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::record::{JournalEntry, Manifest};
-    use crate::stats::case::tests::record;
+    use crate::record::JournalEntry;
+    use crate::stats::case::tests;
 
     /// A run that started its engine once for each case, with so much of 1000 bytes in memory.
     fn run(plan: &str, starts: &[(u32, u64)]) -> RunData {
         let cases = [
-            record("e", "sequential-cold", 1),
-            record("e", "concurrent-cold", 2),
-            record("e", "concurrent-warm", 2),
+            tests::record("e", "sequential-cold", 1),
+            tests::record("e", "concurrent-cold", 2),
+            tests::record("e", "concurrent-warm", 2),
         ];
-        let mut manifest: Manifest = serde_json::from_value(serde_json::json!({
-            "schema_version": 1, "yardstick_version": "", "name": "", "started_at": "",
-            "machine": {
-                "os": "", "cpu": null, "num_cpus": 1, "memory_bytes": null,
-                "load_average_percent": null, "cpu_features": [], "gpus": [],
-                "gpu_absent": null, "notes": {},
-            },
-            "model": "", "seed": 0, "plan": plan, "plan_sha256": "",
-            "engines": [{
-                "spec": {"name": "e", "kind": "openai", "url": null, "settings": {}},
-                "info": null, "error": null,
-            }],
-            "cases": cases,
-        }))
-        .unwrap();
-        for (case, cold) in manifest.cases.iter_mut().zip([true, true, false]) {
-            case.cold = cold;
-        }
+        let mut run = tests::run(&["e:openai"], cases.into());
+        plan.clone_into(&mut run.manifest.plan);
         let started = |(case, at_start_bytes): &(u32, u64)| JournalEntry {
             at_ns: Timestamp::from_nanos(1),
             event: JournalEvent::EngineStarted {
@@ -107,10 +93,8 @@ mod tests {
                 }),
             },
         };
-        let (requests, steps) = (Vec::new(), Vec::new());
-        let (calibration, resources) = (Vec::new(), Vec::new());
-        let journal = starts.iter().map(started).collect();
-        RunData { manifest, requests, journal, steps, calibration, resources }
+        run.journal = starts.iter().map(started).collect();
+        run
     }
 
     fn warning(plan: &str, starts: &[(u32, u64)]) -> Option<String> {

@@ -140,31 +140,13 @@ fn prefix_cache_hit(engine: &EngineRecord, cases: &[&CaseResources]) -> Option<W
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::record::{GpuProcess, GpuSample, JournalEntry, Manifest, ProcessSample};
+    use crate::record::{GpuProcess, GpuSample, JournalEntry, ProcessSample};
     use crate::record::{JournalEvent, ResourceRecord};
     use crate::stats::case::{group, tests};
     use crate::stats::resources::summarise;
 
     /// A case of engine `a`, in whose looks `b` holds so much.
     fn run(rss: [u64; 2], gpu: [Option<u64>; 2]) -> RunData {
-        let engine = |name: &str| {
-            serde_json::json!({
-                "spec": {"name": name, "kind": "openai", "url": null, "settings": {}},
-                "info": null, "error": null,
-            })
-        };
-        let manifest: Manifest = serde_json::from_value(serde_json::json!({
-            "schema_version": 1, "yardstick_version": "", "name": "", "started_at": "",
-            "machine": {
-                "os": "", "cpu": null, "num_cpus": 1, "memory_bytes": null,
-                "load_average_percent": null, "cpu_features": [], "gpus": [],
-                "gpu_absent": null, "notes": {},
-            },
-            "model": "", "seed": 0, "plan": "", "plan_sha256": "",
-            "engines": [engine("a"), engine("b")],
-            "cases": [tests::record("a", "concurrent-warm", 2)],
-        }))
-        .unwrap();
         let at_ns = Timestamp::from_nanos;
         let process = |(engine, rss_bytes): (u32, u64)| ProcessSample {
             engine: Some(engine),
@@ -185,15 +167,13 @@ mod tests {
         };
         let entry = |at, event| JournalEntry { at_ns: at_ns(at), event };
         RunData {
-            manifest,
             requests: vec![tests::request(0, 0, &[1])],
             journal: vec![
                 entry(0, JournalEvent::CaseStarted { case: 0 }),
                 entry(100, JournalEvent::CaseFinished { case: 0, client_cpu_ns: 1 }),
             ],
-            steps: Vec::new(),
-            calibration: Vec::new(),
             resources: vec![look(10), look(20), look(30)],
+            ..tests::run(&["a:openai", "b:openai"], vec![tests::record("a", "concurrent-warm", 2)])
         }
     }
 
@@ -210,11 +190,14 @@ mod tests {
         const GIB: u64 = 1 << 30;
         let none = [None, None];
         let told = warning([GIB, 2 * GIB], none).unwrap();
-        assert!(told.contains("in 1 of 1 case: b held 2.0 GiB of this machine's memory"), "{told}");
+        assert!(
+            told.contains("in 1 of 1 case: b held 2.00 GiB of this machine's memory"),
+            "{told}"
+        );
         assert_eq!(warning([GIB, MIN_HELD - 1], none), None, "a server without its model");
         assert_eq!(warning([GIB, 0], none), None);
         let told = warning([GIB, 2 * GIB], [Some(8 * GIB), Some(GIB)]).unwrap();
-        assert!(told.contains("b held 1.0 GiB of its GPU"), "{told}");
+        assert!(told.contains("b held 1.00 GiB of its GPU"), "{told}");
         assert_eq!(warning([GIB, 2 * GIB], [Some(8 * GIB), None]), None, "b is not on that GPU");
     }
 }

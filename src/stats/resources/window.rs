@@ -193,7 +193,7 @@ impl<'a, 'r> Window<'a, 'r> {
             let counted = look.gpus.iter().filter(|sample| gpus.holds(sample.gpu));
             let processes = counted.flat_map(|sample| &sample.processes);
             let own = processes.filter(|process| process.engine == Some(engine));
-            own.filter_map(|process| process.used_bytes).map(|bytes| bytes as f64).sum()
+            own.filter_map(|process| process.used_bytes).map(|bytes| bytes as f64).sum::<f64>()
         })
     }
 
