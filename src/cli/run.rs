@@ -181,7 +181,10 @@ impl Run {
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let staging = path.with_file_name(format!(".{name}.logs"));
-        let lifecycles = Lifecycles::new(&mut plan, &this_program(), &staging, clock)?;
+        let mut lifecycles = Lifecycles::new(&mut plan, &this_program(), &staging, clock)?;
+        if !self.list {
+            lifecycles.claim()?;
+        }
         Ok((plan, lifecycles))
     }
 

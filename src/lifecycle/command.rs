@@ -237,7 +237,15 @@ impl CommandEngine {
                 self.error(ErrorClass::Timeout, &what)
             }
         };
-        Err(error.with_hint(format!("its whole output is in {}", self.log().display())))
+        let exit = self.process.as_ref().and_then(Process::exit);
+        let left = exit.is_some_and(|exit| exit.code == Some(0));
+        let log = self.log();
+        let hint = if left && why == Waiting::GivenUp {
+            format!("its command must stay in the foreground; its output is in {}", log.display())
+        } else {
+            format!("its whole output is in {}", log.display())
+        };
+        Err(error.with_hint(hint))
     }
 
     /// Stops it; how long that took, and whether it had to be killed.

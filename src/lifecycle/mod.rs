@@ -11,6 +11,7 @@ pub mod process;
 mod question;
 mod readiness;
 mod sleep;
+mod staging;
 #[cfg(target_os = "linux")]
 pub mod supervise;
 mod weight_files;
@@ -30,6 +31,7 @@ use crate::record::{JournalEntry, JournalEvent};
 use crate::units;
 use command::CommandEngine;
 use sleep::SleepEngine;
+use staging::Staging;
 
 /// What one start is for, and who is told of it.
 struct Start<'a> {
@@ -67,7 +69,8 @@ pub struct Lifecycles {
     /// By the engine's index.
     keepers: Vec<Option<Keeper>>,
     residency: Residency,
-    staging: PathBuf,
+    logs: PathBuf,
+    staging: Option<Staging>,
 }
 
 impl Lifecycles {
@@ -113,7 +116,18 @@ impl Lifecycles {
             let managed = Arc::new(Mutex::new(managed));
             keepers.push(Some(Keeper { index, managed, started, clock: clock.clone() }));
         }
-        Ok(Self { keepers, residency, staging: staging.to_owned() })
+        Ok(Self { keepers, residency, logs: staging.to_owned(), staging: None })
+    }
+
+    /// Claims the folder for logs, if any engine is to be started: before the first is.
+    ///
+    /// # Errors
+    /// When another run has it, or it cannot be written.
+    pub fn claim(&mut self) -> Result<(), EngineError> {
+        if (0..self.keepers.len()).any(|engine| self.starts(engine)) {
+            self.staging = Some(Staging::claim(&self.logs)?);
+        }
+        Ok(())
     }
 
     /// The keeper of an engine, if it has one.
@@ -147,8 +161,8 @@ impl Lifecycles {
     /// What the system says.
     pub fn settle(&self, run_dir: &Path) -> std::io::Result<()> {
         let logs = run_dir.join("logs");
-        if self.staging.is_dir() {
-            std::fs::rename(&self.staging, &logs)?;
+        if let Some(staging) = &self.staging {
+            staging.settle(&logs)?;
         }
         for keeper in self.keepers.iter().flatten() {
             if let Managed::Command(engine) = &mut *keeper.lock() {

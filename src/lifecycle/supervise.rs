@@ -3,7 +3,7 @@
 //! descendant of it; if it is killed itself, the kernel kills the engine.
 //! Knows processes, no engine.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -15,6 +15,7 @@ use rustix::process::{
     set_parent_process_death_signal, setsid, wait,
 };
 
+use super::log;
 use super::order::{Order, Report, Word};
 use super::process::kill;
 use crate::clock::{Clock, Timestamp};
@@ -24,6 +25,8 @@ use crate::hardware::proc::Table;
 const SWEEP: Duration = Duration::from_millis(20);
 /// After this a process that does not die (waiting in the kernel) is given up.
 const SWEEP_LIMIT: Duration = Duration::from_secs(20);
+/// Time between two looks at the length of the log.
+const LOG_LOOK: Duration = Duration::from_millis(100);
 /// Longest order, in bytes.
 const MAX_ORDER: u64 = 1 << 20;
 
@@ -94,6 +97,7 @@ pub fn become_engine(supervisor: i32, command: &[String]) -> io::Result<()> {
 /// Loading this program is then no part of the engine's start.
 fn arm(order: &Order) -> io::Result<Child> {
     let log = OpenOptions::new().create(true).append(true).open(&order.log)?;
+    watch_length(log.try_clone()?);
     let mut command = Command::new("/proc/self/exe");
     command.arg("supervise-exec").arg(getpid().as_raw_pid().to_string()).arg("--");
     command.args(&order.command).envs(&order.env).process_group(0);
@@ -101,6 +105,18 @@ fn arm(order: &Order) -> io::Result<Child> {
         command.current_dir(cwd);
     }
     command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).spawn()
+}
+
+/// An engine may write without end; the disk has one.
+fn watch_length(file: File) {
+    std::thread::spawn(move || {
+        let from = file.metadata().map_or(0, |metadata| metadata.len());
+        let mut given = 0;
+        loop {
+            std::thread::sleep(LOG_LOOK);
+            given = log::thin(&file, from, given);
+        }
+    });
 }
 
 fn report(report: &Report) -> io::Result<()> {

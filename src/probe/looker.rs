@@ -17,8 +17,9 @@ use crate::units;
 
 /// How often the machine is searched for processes that are not known yet.
 const SEARCH_EVERY: Duration = Duration::from_secs(1);
-/// While an engine starts it is searched at each look, but for at most this
-/// part of the time: where processes are many, a search takes long.
+/// Searches take at most this part of the time, also while an engine starts,
+/// when there is one at each look: where processes and open files are many, one
+/// takes long.
 const SEARCH_PART: u32 = 20;
 
 /// The state of the looking thread.
@@ -32,7 +33,7 @@ struct Looker<'a> {
     /// What was told last about each engine that is not found.
     told: BTreeMap<usize, String>,
     search_at: Timestamp,
-    /// Before it nothing is searched, also while an engine starts.
+    /// Before it nothing is searched.
     rest_until: Timestamp,
 }
 
@@ -87,14 +88,19 @@ impl Looker<'_> {
     fn look_once(&mut self) -> ResourceRecord {
         let clock = self.journal.clock.clone();
         let at_ns = clock.now();
-        let is_search = at_ns >= self.search_at && self.own.is_some();
+        let is_rested = at_ns >= self.rest_until;
+        let is_search = at_ns >= self.search_at && is_rested && self.own.is_some();
         if is_search {
             self.search_at = at_ns.plus(SEARCH_EVERY);
         }
         let is_new = self.follow_places(is_search);
-        let is_starting = self.shared.starting.load(Ordering::Acquire) && at_ns >= self.rest_until;
+        let is_starting = self.shared.starting.load(Ordering::Acquire) && is_rested;
         if (is_search || is_new || is_starting) && !self.trees.is_empty() {
             self.grow();
+        }
+        if is_search || is_new || is_starting {
+            let now = clock.now();
+            self.rest_until = now.plus(now.since(at_ns) * SEARCH_PART);
         }
         let pss = is_search.then_some(&clock);
         let mut processes: Vec<ProcessSample> = Vec::new();
@@ -164,14 +170,10 @@ impl Looker<'_> {
 
     /// Looks for processes that joined any of the trees.
     fn grow(&mut self) {
-        let clock = &self.journal.clock;
-        let begun = clock.now();
         let table = Table::read();
         for followed in self.trees.values_mut() {
             followed.tree.grow(&table);
         }
-        let now = clock.now();
-        self.rest_until = now.plus(now.since(begun) * SEARCH_PART);
     }
 
     /// The process at the root of an engine's tree has ended.

@@ -81,6 +81,14 @@ pub fn with_variable(entry: &str) -> impl Iterator<Item = u32> {
     pids().filter(carries)
 }
 
+/// Whether this process ignores a signal, by its number.
+#[must_use]
+pub fn is_ignored(signal: u32) -> bool {
+    let status = read_system_file("/proc/self/status").unwrap_or_default();
+    text::ignored(&status)
+        .is_some_and(|mask| mask & 1_u64.unbounded_shl(signal.wrapping_sub(1)) != 0)
+}
+
 fn pids() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())

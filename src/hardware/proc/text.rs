@@ -65,6 +65,13 @@ pub fn read_bytes(io: &str) -> Option<u64> {
     io.lines().find_map(|line| line.strip_prefix("read_bytes:"))?.trim().parse().ok()
 }
 
+/// `SigIgn` of `/proc/PID/status`: bit N - 1 is signal N.
+#[must_use]
+pub fn ignored(status: &str) -> Option<u64> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
+}
+
 /// Inodes of the sockets in `/proc/net/tcp` or `tcp6` that listen on `port`.
 #[must_use]
 pub fn listeners(tcp: &str, port: u16) -> Vec<u64> {
@@ -112,6 +119,8 @@ mod tests {
         assert_eq!(kib_field("Pss: 3 pages\n", "Pss"), None);
         assert_eq!(kib_field("MemTotal:       24 kB\n", "MemTotal"), Some(24 << 10));
         assert_eq!(kib_field("", "MemTotal"), None);
+        assert_eq!(ignored("SigBlk:\t0\nSigIgn:\t0000000000001001\n"), Some(0x1001));
+        assert_eq!(ignored("SigIgn:\tx\n"), None);
         assert_eq!(read_bytes("rchar: 5\nread_bytes: 4096\n"), Some(4096));
     }
 
@@ -131,7 +140,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_brings_the_parsers_down(text in "\\PC{0,200}", cut in 0_usize..140) {
-            let _ = (stat(&text), kib_field(&text, "VmRSS"), read_bytes(&text));
+            let _ = (stat(&text), kib_field(&text, "VmRSS"), read_bytes(&text), ignored(&text));
             let _ = (listeners(&text, 80), socket_inode(&text));
             let _ = stat(STAT.get(..cut).unwrap_or(STAT));
         }
