@@ -77,6 +77,15 @@ impl Clock {
         }
     }
 
+    /// Words that no other process and no other call has: process id, wall clock, number.
+    #[must_use]
+    pub fn unique_label() -> String {
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        let since = Self::wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let call = CALLS.fetch_add(1, Ordering::Relaxed);
+        format!("{}-{}-{call}", std::process::id(), since.as_nanos())
+    }
+
     /// Moves a manual clock forward; a real clock is not moved.
     pub fn advance(&self, duration: Duration) {
         if let Source::Manual(nanos) = &self.0 {

@@ -7,7 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 static TOKEN: OnceLock<CancellationToken> = OnceLock::new();
 
-/// The token that the first Ctrl-C (or SIGTERM) cancels.
+/// The token that the first Ctrl-C (or SIGTERM, or the terminal's end) cancels.
+/// Called before there is another thread.
 ///
 /// # Errors
 /// When the handler cannot be installed.
@@ -15,6 +16,8 @@ pub fn token() -> anyhow::Result<CancellationToken> {
     if let Some(token) = TOKEN.get() {
         return Ok(token.clone());
     }
+    #[cfg(target_os = "linux")]
+    keep_hangup_ignored();
     let token = CancellationToken::new();
     let handled = token.clone();
     ctrlc::set_handler(move || {
@@ -26,4 +29,18 @@ pub fn token() -> anyhow::Result<CancellationToken> {
     })
     .context("cannot watch for Ctrl-C")?;
     Ok(TOKEN.get_or_init(|| token).clone())
+}
+
+/// Under `nohup` the terminal's end is ignored, which a handler would undo: a
+/// signal that every thread blocks reaches none.
+#[cfg(target_os = "linux")]
+fn keep_hangup_ignored() {
+    use nix::sys::signal::{SigSet, Signal};
+
+    if crate::hardware::proc::is_ignored(Signal::SIGHUP as u32) {
+        let mut blocked = SigSet::empty();
+        blocked.add(Signal::SIGHUP);
+        // Refused or not, the run goes on.
+        let _ = blocked.thread_block();
+    }
 }

@@ -23,6 +23,5 @@ pub(super) fn fresh_seed() -> u64 {
 
 /// A folder that no other process and no other moment has.
 pub(super) fn scratch_path(name: &str) -> PathBuf {
-    let since = Clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    std::env::temp_dir().join(format!("{name}-{}-{}", std::process::id(), since.as_nanos()))
+    std::env::temp_dir().join(format!("{name}-{}", Clock::unique_label()))
 }

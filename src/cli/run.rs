@@ -182,7 +182,10 @@ impl Run {
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let staging = path.with_file_name(format!(".{name}.logs"));
-        let lifecycles = Lifecycles::new(&mut plan, &this_program(), &staging, clock)?;
+        let mut lifecycles = Lifecycles::new(&mut plan, &this_program(), &staging, clock)?;
+        if !self.list {
+            lifecycles.claim()?;
+        }
         Ok((plan, lifecycles))
     }
 
@@ -296,7 +299,12 @@ impl Measurement<'_> {
         let writer = RecordWriter::start(recorder, count);
         let probe = self
             .probe_hz
-            .map(|hz| Probe::start(hz, &contestants.specs(), self.clock, &writer.sender()))
+            .map(|hz| {
+                let specs = contestants.specs();
+                let led: Vec<bool> =
+                    (0..specs.len()).map(|engine| self.lifecycles.starts(engine)).collect();
+                Probe::start(hz, &specs, &led, self.clock, &writer.sender())
+            })
             .transpose()
             .context("cannot start the probe")?;
         let session = Session {

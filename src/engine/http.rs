@@ -346,8 +346,9 @@ impl Endpoint {
     /// request had left: before that the engine has refused, not failed.
     pub(super) fn broken(&self, error: &LinkError, sent: bool) -> EngineError {
         let why = match error {
-            LinkError::Idle => {
-                let what = format!("sent no byte for {} s", self.idle.as_secs());
+            LinkError::Idle | LinkError::Stalled => {
+                let what = if matches!(error, LinkError::Idle) { "byte" } else { "whole event" };
+                let what = format!("sent no {what} for {} s", self.idle.as_secs());
                 return self
                     .error(ErrorClass::Timeout, what)
                     .with_hint("see whether it is stuck, or raise timeout_s");

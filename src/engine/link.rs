@@ -36,6 +36,8 @@ pub(super) struct Outgoing {
 pub(super) enum LinkError {
     /// No byte came for as long as was to be waited.
     Idle,
+    /// Bytes came for as long as was to be waited, and nothing whole of them.
+    Stalled,
     /// The connection ended before the answer did.
     Closed,
     /// What the system says, or TLS.
@@ -131,7 +133,13 @@ impl Link {
         self.head().await
     }
 
+    /// Longest wait for the next byte, and for something whole.
+    pub(super) const fn idle(&self) -> Duration {
+        self.idle
+    }
+
     async fn head(&mut self) -> Result<Head, LinkError> {
+        let begun = self.last_at;
         loop {
             let (taken, piece) = self.parser.feed(&self.buffer[self.start..self.end])?;
             self.start += taken;
@@ -141,6 +149,9 @@ impl Link {
             }
             if self.fill().await? == 0 {
                 return Err(LinkError::Closed);
+            }
+            if self.last_at.since(begun) > self.idle {
+                return Err(LinkError::Stalled);
             }
         }
     }

@@ -18,7 +18,7 @@ mod ollama;
 mod openai;
 mod patience;
 pub mod replay;
-mod reply;
+pub(crate) mod reply;
 pub mod scrape;
 pub mod scripted;
 mod socket;

@@ -11,16 +11,16 @@ const MAX_CHUNK_LINE: usize = 4 << 10;
 
 /// The head of a response, as far as it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Head {
-    pub(super) status: StatusCode,
-    pub(super) content_type: Option<Vec<u8>>,
+pub(crate) struct Head {
+    pub(crate) status: StatusCode,
+    pub(crate) content_type: Option<Vec<u8>>,
     /// When the server says that it answered.
-    pub(super) date: Option<Vec<u8>>,
+    pub(crate) date: Option<Vec<u8>>,
 }
 
 /// What the next bytes are.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Piece {
+pub(crate) enum Piece {
     /// Nothing whole: more bytes are needed.
     More,
     /// The head has ended with the bytes taken.
@@ -33,11 +33,11 @@ pub(super) enum Piece {
 
 /// Not HTTP/1.1; why.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Garbled(pub(super) String);
+pub(crate) struct Garbled(pub(crate) String);
 
 /// Reads one response.
 #[derive(Debug)]
-pub(super) struct ReplyParser {
+pub(crate) struct ReplyParser {
     state: State,
     /// The beginning of a line whose end has not come.
     line: Vec<u8>,
@@ -66,7 +66,7 @@ enum State {
 }
 
 impl ReplyParser {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             state: State::StatusLine,
             line: Vec::new(),
@@ -84,7 +84,7 @@ impl ReplyParser {
     ///
     /// # Errors
     /// When the bytes are no HTTP/1.1, or beyond the bounds.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(usize, Piece), Garbled> {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<(usize, Piece), Garbled> {
         let mut taken = 0;
         loop {
             let rest = &bytes[taken..];

@@ -91,14 +91,14 @@ impl EngineKind {
                 API_KEY_ENV,
                 IDENTITY_TOKEN_ENV,
                 IDENTITY_FROM,
-                ("timeout_s", "longest wait for the next byte"),
+                ("timeout_s", "longest wait for the next byte, and for a whole event"),
             ],
             Self::Vllm | Self::Openai => &[
                 ("model", "served name, if not the first one the server lists"),
                 API_KEY_ENV,
                 IDENTITY_TOKEN_ENV,
                 IDENTITY_FROM,
-                ("timeout_s", "longest wait for the next byte"),
+                ("timeout_s", "longest wait for the next byte, and for a whole event"),
             ],
         }
     }

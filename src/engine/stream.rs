@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::http::Endpoint;
-use super::link::{Link, Outgoing};
+use super::link::{Link, LinkError, Outgoing};
 use super::reply::Head;
 use super::words::quote;
 use super::{EngineError, ErrorClass, Exchange, Prepared};
@@ -101,6 +101,9 @@ impl<D: Dialect> Streaming<D> {
                 .with_hint("is the URL that of the engine, and of this kind?"));
         }
         let mut num_bytes = 0;
+        // A server that lets bytes fall drop by drop is never silent, and never done.
+        let mut whole = (exchange.events.len(), exchange.num_events_dropped);
+        let mut whole_at = link.last_read_at();
         loop {
             let Some(part) = link.next().await.map_err(|error| endpoint.broken(&error, true))?
             else {
@@ -119,6 +122,12 @@ impl<D: Dialect> Streaming<D> {
             if dialect.feed(part.bytes, at, exchange).map_err(|error| endpoint.about(error))? {
                 exchange.done_at = at;
                 return Ok(true);
+            }
+            let now = (exchange.events.len(), exchange.num_events_dropped);
+            if now != whole {
+                (whole, whole_at) = (now, at);
+            } else if at.since(whole_at) > link.idle() {
+                return Err(endpoint.broken(&LinkError::Stalled, true));
             }
         }
     }
@@ -160,7 +169,9 @@ impl<D: Dialect> Prepared for Streaming<D> {
 
 /// The beginning of an error body; empty where even that does not come.
 async fn read_some(link: &mut Link) -> Vec<u8> {
-    link.read_body(MAX_ERROR_BODY).await.map_or_else(|_| Vec::new(), |(bytes, _)| bytes)
+    let limit = link.idle();
+    let read = timeout(limit, link.read_body(MAX_ERROR_BODY)).await;
+    read.ok().and_then(Result::ok).map_or_else(Vec::new, |(bytes, _)| bytes)
 }
 
 /// The content type of an answer if it is not one of `wanted`.

@@ -67,6 +67,7 @@ pub(super) fn note_exits(session: &Session<'_>, engines: &mut [Readiness]) -> Re
     for (engine, readiness) in engines.iter_mut().enumerate() {
         if let Some(exit) = session.lifecycles.keeper(engine).and_then(Keeper::take_exit) {
             readiness.left();
+            session.probe.stopped(engine);
             session.writer.journal(exit)?;
         }
     }
@@ -102,6 +103,9 @@ async fn stop(session: &Session<'_>, keeper: &Keeper) -> Result<(), Failure> {
     if let Some(stopped) = keeper.stop().await? {
         session.writer.journal(stopped)?;
     }
+    if keeper.started().is_some() {
+        session.probe.stopped(keeper.engine());
+    }
     Ok(())
 }
 
@@ -122,14 +126,31 @@ async fn start_for(
 ) -> Result<(), Failure> {
     let mut written = Ok(());
     let mut write = |entry: JournalEntry| {
+        if matches!(entry.event, JournalEvent::EngineStarted { .. })
+            && let Some(processes) = keeper.started()
+        {
+            session.probe.starts(keeper.engine(), processes);
+        }
         written = written.and_then(|()| session.writer.journal(entry));
     };
     let started = keeper.start(case, cold, &session.cancel, &mut write).await;
+    match (&started, keeper.started()) {
+        (Err(_), Some(_)) => session.probe.stopped(keeper.engine()),
+        _ => session.probe.serves(),
+    }
     written?;
     Ok(started?)
 }
 
-/// Writes down the starts that came before the first case.
+/// Writes down the starts that came before the first case, and has what runs
+/// since then looked at.
 pub(super) fn note_introduction(session: &Session<'_>) -> Result<(), Stopped> {
+    for engine in 0..session.engines.len() {
+        let keeper = session.lifecycles.keeper(engine).filter(|keeper| keeper.is_up());
+        if let Some(started) = keeper.and_then(Keeper::started) {
+            session.probe.starts(engine, started);
+            session.probe.serves();
+        }
+    }
     session.introduction.iter().cloned().try_for_each(|entry| session.writer.journal(entry))
 }

@@ -1,4 +1,4 @@
-//! Reads the text of `/proc/cpuinfo`, `/proc/meminfo` and `/proc/loadavg`.
+//! Reads the text of `/proc/cpuinfo` and `/proc/loadavg`.
 //! Pure: is handed the text, opens no file.
 
 /// SIMD sets that matter for CPU inference, as the kernel spells them.
@@ -50,13 +50,6 @@ pub fn features(cpuinfo: &str) -> Vec<String> {
         .collect()
 }
 
-/// A line of `/proc/meminfo` in bytes; the file counts in KiB.
-#[must_use]
-pub fn meminfo_bytes(meminfo: &str, key: &str) -> Option<u64> {
-    let kib: u64 = field(meminfo, key)?.strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 /// One-minute load average times 100, from `/proc/loadavg`.
 #[must_use]
 pub fn load_average_percent(loadavg: &str) -> Option<u32> {
@@ -95,13 +88,11 @@ mod tests {
     fn empty_files_are_absent_facts() {
         assert_eq!(name(""), None);
         assert!(features("").is_empty());
-        assert_eq!(meminfo_bytes("", "MemTotal"), None);
         assert_eq!(load_average_percent(""), None);
     }
 
     #[test]
-    fn units_of_the_kernel_are_converted() {
-        assert_eq!(meminfo_bytes("MemTotal:       24 kB\n", "MemTotal"), Some(24 << 10));
+    fn load_average_is_in_hundredths() {
         assert_eq!(load_average_percent("12.07 1.00 0.50 1/200 4242\n"), Some(1207));
     }
 }

@@ -5,11 +5,13 @@ pub mod cards;
 pub mod cpu;
 pub mod gpu;
 pub mod open_files;
+pub mod proc;
 pub mod process;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
+use std::path::Path;
 
 use crate::record::Machine;
 use crate::units;
@@ -19,8 +21,9 @@ pub use gpu::{Gpu, GpuFacts};
 pub use open_files::allow_streams;
 pub use process::{process_cpu_time, resident_bytes, thread_cpu_time};
 
-/// Longest system file that is read; `/proc/cpuinfo` of the largest machines is a few MiB.
-const MAX_SYSTEM_FILE: u64 = 8 << 20;
+/// Longest system file that is read: `/proc/cpuinfo` of the largest machines and
+/// `/proc/net/tcp` of busy servers are a few MiB.
+const MAX_SYSTEM_FILE: u64 = 16 << 20;
 
 /// The facts of this machine, read now. The load average is that of the call.
 #[must_use]
@@ -35,7 +38,7 @@ pub fn machine() -> Machine {
     if let Some(driver) = driver {
         notes.insert("nvidia_driver".to_owned(), driver);
     }
-    if let Some(bytes) = cpu::meminfo_bytes(&meminfo, "MemAvailable") {
+    if let Some(bytes) = proc::text::kib_field(&meminfo, "MemAvailable") {
         notes.insert("memory_available_bytes".to_owned(), bytes.to_string());
     }
     if let Some(bytes) = memory_limit_bytes() {
@@ -45,7 +48,7 @@ pub fn machine() -> Machine {
         os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         cpu: cpu::name(&cpuinfo),
         num_cpus: num_cpus(),
-        memory_bytes: cpu::meminfo_bytes(&meminfo, "MemTotal"),
+        memory_bytes: proc::text::kib_field(&meminfo, "MemTotal"),
         load_average_percent: load_average_percent(),
         cpu_features: cpu::features(&cpuinfo),
         gpus: gpus.iter().map(describe_gpu).collect(),
@@ -81,10 +84,11 @@ fn describe_gpu(gpu: &Gpu) -> String {
 }
 
 /// A file of the system as text, bounded; `None` where it is absent or unreadable.
-fn read_system_file(path: &str) -> Option<String> {
-    let mut text = String::new();
-    fs::File::open(path).ok()?.take(MAX_SYSTEM_FILE).read_to_string(&mut text).ok()?;
-    Some(text)
+/// A process may give itself a name that is no UTF-8: such bytes are replaced.
+pub(crate) fn read_system_file(path: impl AsRef<Path>) -> Option<String> {
+    let mut bytes = Vec::new();
+    fs::File::open(path).ok()?.take(MAX_SYSTEM_FILE).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

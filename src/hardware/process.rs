@@ -38,7 +38,7 @@ fn cpu_time(clock: rustix::time::ClockId) -> Duration {
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
     // `status` counts in KiB, whatever the page size is.
-    super::cpu::meminfo_bytes(&super::read_system_file("/proc/self/status")?, "VmRSS")
+    super::proc::text::kib_field(&super::read_system_file("/proc/self/status")?, "VmRSS")
 }
 
 #[cfg(all(test, target_os = "linux"))]

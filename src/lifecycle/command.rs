@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::launch::{self, Launch};
 use super::process::{Exit, Process};
 use super::question::Address;
 use super::readiness::{Readiness, Waiting};
-use super::{Start, listener, log, log_phases, weight_files};
+use super::{Start, log, log_phases, weight_files};
 use crate::clock::Clock;
 use crate::engine::{EngineError, EngineSpec, ErrorClass};
+use crate::hardware::proc::{Started, listener};
 use crate::plan::Cold;
 use crate::plan::lifecycle::CommandPlan;
-use crate::record::JournalEvent;
+use crate::record::{JournalEvent, PageCache};
 
 /// After so many starts in a row that failed, no other one is tried: each may
 /// take as long as an engine is waited for.
@@ -32,6 +34,8 @@ pub(super) struct CommandEngine {
     program: PathBuf,
     clock: Clock,
     process: Option<Process>,
+    /// What the last start brought forth, for whoever watches meanwhile.
+    started: Arc<Mutex<Option<Started>>>,
     /// Length of the log as the last start began.
     log_from: u64,
     num_starts: u32,
@@ -51,6 +55,7 @@ impl CommandEngine {
         plan: &CommandPlan,
         model: &str,
         (program, logs, clock): (PathBuf, PathBuf, Clock),
+        started: Arc<Mutex<Option<Started>>>,
     ) -> Result<Self, EngineError> {
         let failed = |what: String| {
             EngineError::new(ErrorClass::Engine, format!("engine {}: {what}", spec.name))
@@ -78,6 +83,7 @@ impl CommandEngine {
             program,
             clock,
             process: None,
+            started,
             log_from: 0,
             num_starts: 0,
             num_failed_starts: 0,
@@ -133,7 +139,9 @@ impl CommandEngine {
     fn try_start(&mut self, start: &mut Start<'_>) -> Result<(), EngineError> {
         let address = &self.readiness.address;
         if address.is_open() {
-            let by = listener::on(address.port).map_or(String::new(), |who| format!(" by {who}"));
+            let by = listener::on(address.port).map_or(String::new(), |listener| {
+                format!(" by {} (process {})", listener.name, listener.pid)
+            });
             let what = format!("cannot be started: port {} is taken{by}", address.port);
             let hint =
                 "stop what listens there, or give the engine another `port`, or `port = \"free\"`";
@@ -180,9 +188,10 @@ impl CommandEngine {
         let mut cold = start.cold.to_vec();
         // Only what was seen to be cold is called so.
         cold.retain(|kind| {
-            *kind != Cold::PageCache || page_cache.as_ref().is_some_and(weight_files::is_cold)
+            *kind != Cold::PageCache || page_cache.as_ref().is_some_and(PageCache::is_cold)
         });
         let at = process.go(&self.clock);
+        *self.started.lock().unwrap_or_else(PoisonError::into_inner) = process.started();
         self.process = Some(process);
         let (engine, case) = (self.index, start.case);
         start.note(at, JournalEvent::EngineStarted { engine, case, cold, page_cache });
@@ -228,7 +237,15 @@ impl CommandEngine {
                 self.error(ErrorClass::Timeout, &what)
             }
         };
-        Err(error.with_hint(format!("its whole output is in {}", self.log().display())))
+        let exit = self.process.as_ref().and_then(Process::exit);
+        let left = exit.is_some_and(|exit| exit.code == Some(0));
+        let log = self.log();
+        let hint = if left && why == Waiting::GivenUp {
+            format!("its command must stay in the foreground; its output is in {}", log.display())
+        } else {
+            format!("its whole output is in {}", log.display())
+        };
+        Err(error.with_hint(hint))
     }
 
     /// Stops it; how long that took, and whether it had to be killed.

@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use super::order::Order;
+use super::process::MARK;
 use crate::engine::EngineSpec;
 use crate::plan::lifecycle::{CommandPlan, EnvValue, PortPlan, StopSignal};
 
@@ -99,9 +100,9 @@ impl Launch<'_> {
         if let Some(inside) = container.port {
             command.extend(["--publish".to_owned(), format!("127.0.0.1:{}:{inside}", self.port)]);
         }
-        for name in env.keys() {
+        for name in env.keys().map(String::as_str).chain([MARK]) {
             // Only the name: the runtime takes the value from its own environment.
-            command.extend(["--env".to_owned(), name.clone()]);
+            command.extend(["--env".to_owned(), name.to_owned()]);
         }
         command.extend(container.arguments.iter().map(|word| self.fill(word)));
         command.push(container.image.clone());
@@ -176,7 +177,7 @@ mod tests {
         assert_eq!(
             line,
             "sh run --rm --name yardstick-e-1 --publish 127.0.0.1:8123:8000 --env TOKEN \
-             --gpus=all engine:1 serve tiny"
+             --env YARDSTICK_ENGINE_MARK --gpus=all engine:1 serve tiny"
         );
         assert_eq!(order.env["TOKEN"], "hush");
         assert_eq!(order.cleanup, ["sh", "rm", "--force", "yardstick-e-1"]);

@@ -5,7 +5,6 @@
 mod cloud_run;
 mod command;
 mod launch;
-mod listener;
 mod log;
 pub mod log_phases;
 pub mod order;
@@ -13,9 +12,9 @@ pub mod process;
 mod question;
 mod readiness;
 mod sleep;
+mod staging;
 #[cfg(target_os = "linux")]
 pub mod supervise;
-mod tree;
 mod weight_files;
 
 use std::path::{Path, PathBuf};
@@ -27,12 +26,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
 use crate::engine::{EngineError, EngineSpec, ErrorClass};
+use crate::hardware::proc::Started;
 use crate::plan::{Cold, LifecyclePlan, Plan, Residency};
 use crate::record::{JournalEntry, JournalEvent};
 use crate::units;
 use cloud_run::CloudRunEngine;
 use command::CommandEngine;
 use sleep::SleepEngine;
+use staging::Staging;
 
 /// What one start is for, and who is told of it.
 struct Start<'a> {
@@ -71,6 +72,8 @@ pub enum Origin {
 pub struct Keeper {
     index: u32,
     managed: Arc<Mutex<Managed>>,
+    /// Beside what is managed, which is locked as long as a start takes.
+    started: Arc<Mutex<Option<Started>>>,
     clock: Clock,
 }
 
@@ -80,7 +83,8 @@ pub struct Lifecycles {
     /// By the engine's index.
     keepers: Vec<Option<Keeper>>,
     residency: Residency,
-    staging: PathBuf,
+    logs: PathBuf,
+    staging: Option<Staging>,
 }
 
 impl Lifecycles {
@@ -100,6 +104,7 @@ impl Lifecycles {
         let goes_cold = plan.experiments.iter().any(|experiment| experiment.is_cold());
         let mut keepers = Vec::new();
         for (index, spec) in (0..).zip(&mut plan.engines) {
+            let started = Arc::default();
             let lifecycle = plan.lifecycles.get(&spec.name);
             let managed = match lifecycle {
                 None | Some(LifecyclePlan::External) => {
@@ -115,20 +120,44 @@ impl Lifecycles {
                 Some(LifecyclePlan::Command(command)) => {
                     only_on_linux(spec)?;
                     let setting = (program.to_owned(), staging.to_owned(), clock.clone());
-                    let engine = CommandEngine::new(index, spec, command, &plan.model, setting)?;
+                    let engine = CommandEngine::new(
+                        index,
+                        spec,
+                        command,
+                        &plan.model,
+                        setting,
+                        Arc::clone(&started),
+                    )?;
                     Managed::Command(Box::new(engine))
                 }
             };
             let managed = Arc::new(Mutex::new(managed));
-            keepers.push(Some(Keeper { index, managed, clock: clock.clone() }));
+            keepers.push(Some(Keeper { index, managed, started, clock: clock.clone() }));
         }
-        Ok(Self { keepers, residency, staging: staging.to_owned() })
+        Ok(Self { keepers, residency, logs: staging.to_owned(), staging: None })
+    }
+
+    /// Claims the folder for logs, if any engine is to be started: before the first is.
+    ///
+    /// # Errors
+    /// When another run has it, or it cannot be written.
+    pub fn claim(&mut self) -> Result<(), EngineError> {
+        if (0..self.keepers.len()).any(|engine| self.starts(engine)) {
+            self.staging = Some(Staging::claim(&self.logs)?);
+        }
+        Ok(())
     }
 
     /// The keeper of an engine, if it has one.
     #[must_use]
     pub fn keeper(&self, engine: usize) -> Option<&Keeper> {
         self.keepers.get(engine)?.as_ref()
+    }
+
+    /// Whether yardstick starts an engine's process.
+    #[must_use]
+    pub fn starts(&self, engine: usize) -> bool {
+        self.keeper(engine).is_some_and(|keeper| !keeper.was_found_running())
     }
 
     /// Whether engines may hold memory at once.
@@ -150,8 +179,8 @@ impl Lifecycles {
     /// What the system says.
     pub fn settle(&self, run_dir: &Path) -> std::io::Result<()> {
         let logs = run_dir.join("logs");
-        if self.staging.is_dir() {
-            std::fs::rename(&self.staging, &logs)?;
+        if let Some(staging) = &self.staging {
+            staging.settle(&logs)?;
         }
         for keeper in self.keepers.iter().flatten() {
             if let Managed::Command(engine) = &mut *keeper.lock() {
@@ -199,6 +228,18 @@ impl Keeper {
             Managed::CloudRun(engine) => Some(Arc::clone(engine)),
             Managed::Command(_) | Managed::Sleep(_) => None,
         }
+    }
+
+    /// Its engine's index.
+    #[must_use]
+    pub const fn engine(&self) -> usize {
+        self.index as usize
+    }
+
+    /// What its last start brought forth; `None` if there was none, or it only sleeps and wakes.
+    #[must_use]
+    pub fn started(&self) -> Option<Started> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The end of its process that nobody asked for, if there was one since the last call.

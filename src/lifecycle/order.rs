@@ -45,7 +45,7 @@ pub enum Report {
     /// A process waits for [`Word::Go`], then becomes the engine.
     Armed {
         /// Its process id, and its group's.
-        pid: i32,
+        pid: u32,
     },
     /// The engine's process ended.
     Exited {

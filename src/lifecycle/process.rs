@@ -8,13 +8,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::order::{Order, Report, Word};
-use super::tree;
 use crate::clock::{Clock, Timestamp};
+use crate::hardware::proc::{Started, with_variable};
 
 /// Longest wait for a supervisor to start.
 const ARM_LIMIT: Duration = Duration::from_secs(20);
 /// Time beyond its grace after which a supervisor itself is given up.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Variable in the environment of everything that an engine's command starts.
+pub(super) const MARK: &str = "YARDSTICK_ENGINE_MARK";
 
 /// How an engine's process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +32,7 @@ pub struct Exit {
 
 #[derive(Debug, Default)]
 struct State {
-    armed: Option<i32>,
+    armed: Option<u32>,
     exit: Option<Exit>,
     killed: bool,
     /// The supervisor has said that nothing is left.
@@ -64,7 +67,10 @@ pub struct Process {
     supervisor: Child,
     words: Option<ChildStdin>,
     shared: Arc<Shared>,
+    /// `NAME=VALUE`, which tells this engine's processes from those of any other.
     mark: String,
+    /// Whether a runtime starts the engine where the supervisor adopts nothing.
+    in_container: bool,
     grace: Duration,
     /// Takes away what is no process: the supervisor's, unless that was killed.
     cleanup: Vec<String>,
@@ -76,8 +82,9 @@ impl Process {
     /// # Errors
     /// What kept it from being started.
     pub fn arm(program: &Path, mut order: Order, clock: &Clock) -> Result<Self, String> {
-        let mark = mark(clock);
-        order.env.insert(tree::MARK.to_owned(), mark.clone());
+        let label = Clock::unique_label();
+        let mark = format!("{MARK}={label}");
+        order.env.insert(MARK.to_owned(), label);
         let mut line = serde_json::to_vec(&order).map_err(|error| error.to_string())?;
         line.push(b'\n');
         let mut supervisor = Command::new(program)
@@ -91,8 +98,9 @@ impl Process {
         let reports = supervisor.stdout.take();
         let words = supervisor.stdin.take();
         let grace = Duration::from_millis(order.stop_grace_ms);
+        let in_container = !order.cleanup.is_empty();
         let cleanup = order.cleanup.clone();
-        let mut process = Self { supervisor, words, shared, mark, grace, cleanup };
+        let mut process = Self { supervisor, words, shared, mark, in_container, grace, cleanup };
         if let Some(reports) = reports {
             follow(reports, Arc::clone(&process.shared), clock.clone());
         }
@@ -118,10 +126,12 @@ impl Process {
         at
     }
 
-    /// Process id of the engine.
+    /// The processes that this start brings forth.
     #[must_use]
-    pub fn pid(&self) -> Option<i32> {
-        self.shared.lock().armed
+    pub fn started(&self) -> Option<Started> {
+        let pid = self.shared.lock().armed?;
+        let mark = self.in_container.then(|| self.mark.clone());
+        Some(Started { pid, supervisor: self.supervisor.id(), mark })
     }
 
     /// Whether nothing of it runs any more.
@@ -164,8 +174,8 @@ impl Process {
             let _ = self.supervisor.kill();
         }
         let _ = self.supervisor.wait();
-        let left = tree::marked(&self.mark);
-        tree::kill(&left);
+        let left: Vec<u32> = with_variable(&self.mark).collect();
+        kill(left.iter().copied());
         if !self.shared.lock().tidied {
             clean_up(&std::mem::take(&mut self.cleanup));
         }
@@ -188,10 +198,16 @@ pub(super) fn clean_up(command: &[String]) {
     }
 }
 
-/// Tells this engine's processes from those of any other run.
-fn mark(clock: &Clock) -> String {
-    let since = Clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    format!("{}-{}-{}", std::process::id(), since.as_nanos(), clock.now().as_nanos())
+/// Kills each of them; one that is gone already is no matter.
+pub(super) fn kill(pids: impl IntoIterator<Item = u32>) {
+    for pid in pids {
+        #[cfg(unix)]
+        if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        #[cfg(not(unix))]
+        let _ = pid;
+    }
 }
 
 /// Takes in what the supervisor says, stamped as it comes.

@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use crate::engine::reply::{Piece, ReplyParser};
+
 /// Longest time between two looks at whether to give up.
 const LOOK: Duration = Duration::from_millis(5);
 /// Longest wait for a connection on this machine.
@@ -56,27 +58,21 @@ impl Address {
         if sent.is_err() {
             return Answer::Silent;
         }
-        let mut bytes = Vec::new();
+        let mut reply = Reply { parser: ReplyParser::new(), answer: Answer::Silent };
         let mut buffer = [0; 16 << 10];
         loop {
-            match stream.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => bytes.extend(buffer.get(..read).unwrap_or_default()),
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-                {
-                    if is_whole(&bytes) || give_up() {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
-            if bytes.len() > MAX_ANSWER || is_whole(&bytes) {
-                break;
+            let over = match stream.read(&mut buffer) {
+                Ok(0) => true,
+                Ok(read) => reply.take(buffer.get(..read).unwrap_or_default()),
+                Err(error) => !matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ),
+            };
+            if over || give_up() {
+                return reply.answer;
             }
         }
-        parse(&bytes)
     }
 
     fn connect(&self) -> Option<TcpStream> {
@@ -86,28 +82,35 @@ impl Address {
     }
 }
 
-/// Whether head and body are there, where the head tells the body's length.
-fn is_whole(bytes: &[u8]) -> bool {
-    let Some((head, body)) = split(bytes) else { return false };
-    let head = String::from_utf8_lossy(head).to_ascii_lowercase();
-    let length =
-        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
-    length.is_some_and(|length: usize| body.len() >= length)
+/// An answer as far as it has come.
+struct Reply {
+    parser: ReplyParser,
+    answer: Answer,
 }
 
-fn parse(bytes: &[u8]) -> Answer {
-    let status = || {
-        let (head, body) = split(bytes)?;
-        let head = std::str::from_utf8(head).ok()?.strip_prefix("HTTP/1.")?;
-        let status = head.split_ascii_whitespace().nth(1)?.parse().ok()?;
-        Some(Answer::Status(status, body.to_vec()))
-    };
-    status().unwrap_or(Answer::Silent)
-}
-
-fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
-    Some((bytes.get(..end)?, bytes.get(end + 4..)?))
+impl Reply {
+    /// Takes bytes in; `true` if there is nothing more to wait for.
+    fn take(&mut self, mut bytes: &[u8]) -> bool {
+        loop {
+            // What is no HTTP will not become it.
+            let Ok((taken, piece)) = self.parser.feed(bytes) else { return true };
+            match (piece, &mut self.answer) {
+                (Piece::More, _) => return false,
+                (Piece::Head(head), answer) => {
+                    *answer = Answer::Status(head.status.as_u16(), Vec::new());
+                }
+                (Piece::Data(len), Answer::Status(_, body)) => {
+                    let from = taken.saturating_sub(len);
+                    body.extend(bytes.get(from..taken).unwrap_or_default());
+                    if body.len() > MAX_ANSWER {
+                        return true;
+                    }
+                }
+                (Piece::End | Piece::Data(_), _) => return true,
+            }
+            bytes = bytes.get(taken..).unwrap_or_default();
+        }
+    }
 }
 
 #[cfg(test)]

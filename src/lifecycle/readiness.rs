@@ -13,6 +13,10 @@ use crate::record::StartPhaseKind;
 /// Time between two looks; what happened lies at most that far before its stamp.
 const POLL: Duration = Duration::from_millis(2);
 
+/// After so long one question is given up and asked again: the connection may
+/// have been accepted by what the engine was before it forked.
+const QUESTION: Duration = Duration::from_secs(10);
+
 /// What is asked, and of whom.
 #[derive(Debug, Clone)]
 pub(super) struct Readiness {
@@ -73,35 +77,26 @@ impl Readiness {
         let port = self.address.port;
         wait.poll(&format!("port {port} to open"), || self.address.is_open().then_some(()))?;
         reached(StartPhaseKind::PortOpen, clock.now());
-        let mut last = String::from("no answer");
-        let healthy = wait.poll_said(
-            &format!("{} to answer 200", self.health),
-            &mut last,
-            |last| match self.address.ask("GET", &self.health, &|| wait.is_over()) {
-                Answer::Status(200, _) => Some(true),
-                Answer::Status(404 | 405 | 501, _) if self.health_optional => Some(false),
-                other => {
-                    *last = describe(&other);
-                    None
+        let healthy =
+            wait.poll_asked(&format!("{} to answer 200", self.health), |said| {
+                match self.address.ask("GET", &self.health, &wait.question()) {
+                    Answer::Status(200, _) => Some(true),
+                    Answer::Status(404 | 405 | 501, _) if self.health_optional => Some(false),
+                    other => said.note(&other),
                 }
-            },
-        )?;
+            })?;
         if healthy {
             reached(StartPhaseKind::Healthy, clock.now());
         }
-        let listed =
-            wait.poll_said(&format!("{} to list a model", self.models), &mut last, |last| {
-                match self.address.ask("GET", self.models, &|| wait.is_over()) {
-                    Answer::Status(200, body) if lists(&body) => Some(true),
-                    Answer::Status(404 | 405 | 501, _) => Some(false),
-                    // Ollama may have no model yet, which its adapter then says.
-                    Answer::Status(200, _) if self.models == "/api/tags" => Some(false),
-                    other => {
-                        *last = describe(&other);
-                        None
-                    }
-                }
-            })?;
+        let listed = wait.poll_asked(&format!("{} to list a model", self.models), |said| {
+            match self.address.ask("GET", self.models, &wait.question()) {
+                Answer::Status(200, body) if lists(&body) => Some(true),
+                Answer::Status(404 | 405 | 501, _) => Some(false),
+                // Ollama may have no model yet, which its adapter then says.
+                Answer::Status(200, _) if self.models == "/api/tags" => Some(false),
+                other => said.note(&other),
+            }
+        })?;
         if listed {
             reached(StartPhaseKind::ModelListed, clock.now());
         }
@@ -118,6 +113,12 @@ struct Wait<'a> {
 impl Wait<'_> {
     fn is_over(&self) -> bool {
         self.clock.now() >= self.until || (self.give_up)()
+    }
+
+    /// Whether a question that is asked now is to be given up.
+    fn question(&self) -> impl Fn() -> bool {
+        let until = self.clock.now().plus(QUESTION);
+        move || self.is_over() || self.clock.now() >= until
     }
 
     fn poll<T>(
@@ -140,14 +141,28 @@ impl Wait<'_> {
     }
 
     /// The same, with what was answered last in the error.
-    fn poll_said<T>(
+    fn poll_asked<T>(
         &self,
         what: &str,
-        last: &mut String,
-        mut look: impl FnMut(&mut String) -> Option<T>,
+        mut look: impl FnMut(&mut Said) -> Option<T>,
     ) -> Result<T, (Waiting, String)> {
-        let found = self.poll(what, || look(last));
-        found.map_err(|(why, what)| (why, format!("{what} (at last: {last})")))
+        let mut said = Said("no answer".to_owned());
+        let found = self.poll(what, || look(&mut said));
+        found.map_err(|(why, what)| (why, format!("{what} (at last: {})", said.0)))
+    }
+}
+
+/// What was answered last.
+struct Said(String);
+
+impl Said {
+    /// Keeps an answer that is not the one that was waited for. Silence says
+    /// nothing new: the last question is given up as the time is over.
+    fn note<T>(&mut self, answer: &Answer) -> Option<T> {
+        if *answer != Answer::Silent {
+            self.0 = describe(answer);
+        }
+        None
     }
 }
 

@@ -3,7 +3,7 @@
 //! descendant of it; if it is killed itself, the kernel kills the engine.
 //! Knows processes, no engine.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -15,15 +15,18 @@ use rustix::process::{
     set_parent_process_death_signal, setsid, wait,
 };
 
+use super::log;
 use super::order::{Order, Report, Word};
-use super::process::clean_up;
-use super::tree;
+use super::process::{clean_up, kill};
 use crate::clock::{Clock, Timestamp};
+use crate::hardware::proc::Table;
 
 /// Time between two looks for what still lives, when all is being killed.
 const SWEEP: Duration = Duration::from_millis(20);
 /// After this a process that does not die (waiting in the kernel) is given up.
 const SWEEP_LIMIT: Duration = Duration::from_secs(20);
+/// Time between two looks at the length of the log.
+const LOG_LOOK: Duration = Duration::from_millis(100);
 /// Longest order, in bytes.
 const MAX_ORDER: u64 = 1 << 20;
 
@@ -56,12 +59,12 @@ pub fn supervise() -> io::Result<()> {
         Ok(child) => child,
         Err(error) => return report(&Report::Failed { message: error.to_string() }),
     };
-    let pid = i32::try_from(child.id()).unwrap_or_default();
-    report(&Report::Armed { pid })?;
+    let pid = Pid::from_child(&child);
+    report(&Report::Armed { pid: child.id() })?;
     let (events, queue) = channel();
     listen(input, events.clone());
     reap(pid, events);
-    let killed = Supervisor { order: &order, group: Pid::from_raw(pid), queue }.run(child);
+    let killed = Supervisor { order: &order, group: pid, queue }.run(child);
     clean_up(&order.cleanup);
     report(&Report::Over { killed })
 }
@@ -90,6 +93,7 @@ pub fn become_engine(supervisor: i32, command: &[String]) -> io::Result<()> {
 /// Loading this program is then no part of the engine's start.
 fn arm(order: &Order) -> io::Result<Child> {
     let log = OpenOptions::new().create(true).append(true).open(&order.log)?;
+    watch_length(log.try_clone()?);
     let mut command = Command::new("/proc/self/exe");
     command.arg("supervise-exec").arg(getpid().as_raw_pid().to_string()).arg("--");
     command.args(&order.command).envs(&order.env).process_group(0);
@@ -97,6 +101,18 @@ fn arm(order: &Order) -> io::Result<Child> {
         command.current_dir(cwd);
     }
     command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).spawn()
+}
+
+/// An engine may write without end; the disk has one.
+fn watch_length(file: File) {
+    std::thread::spawn(move || {
+        let from = file.metadata().map_or(0, |metadata| metadata.len());
+        let mut given = 0;
+        loop {
+            std::thread::sleep(LOG_LOOK);
+            given = log::thin(&file, from, given);
+        }
+    });
 }
 
 fn report(report: &Report) -> io::Result<()> {
@@ -119,11 +135,11 @@ fn listen(input: impl BufRead + Send + 'static, events: Sender<Event>) {
 }
 
 /// Waits for every child, adopted ones too.
-fn reap(engine: i32, events: Sender<Event>) {
+fn reap(engine: Pid, events: Sender<Event>) {
     std::thread::spawn(move || {
         loop {
             match wait(WaitOptions::empty()) {
-                Ok(Some((pid, status))) if pid.as_raw_pid() == engine => {
+                Ok(Some((pid, status))) if pid == engine => {
                     let (code, signal) = (status.exit_status(), status.terminating_signal());
                     if code.is_some() || signal.is_some() {
                         let _ = events.send(Event::Exited { code, signal });
@@ -139,7 +155,7 @@ fn reap(engine: i32, events: Sender<Event>) {
 
 struct Supervisor<'a> {
     order: &'a Order,
-    group: Option<Pid>,
+    group: Pid,
     queue: Receiver<Event>,
 }
 
@@ -171,10 +187,8 @@ impl Supervisor<'_> {
     }
 
     fn stop(&self) -> bool {
-        if let (Some(group), Some(signal)) =
-            (self.group, Signal::from_named_raw(self.order.stop_signal))
-        {
-            let _ = kill_process_group(group, signal);
+        if let Some(signal) = Signal::from_named_raw(self.order.stop_signal) {
+            let _ = kill_process_group(self.group, signal);
         }
         let clock = Clock::real();
         let until = clock.now().plus(Duration::from_millis(self.order.stop_grace_ms));
@@ -198,10 +212,8 @@ impl Supervisor<'_> {
         let clock = Clock::real();
         let until = clock.now().plus(SWEEP_LIMIT);
         while clock.now() < until {
-            if let Some(group) = self.group {
-                let _ = kill_process_group(group, Signal::KILL);
-            }
-            tree::kill(&tree::descendants(getpid().as_raw_pid(), &tree::living()));
+            let _ = kill_process_group(self.group, Signal::KILL);
+            kill(Table::read().below(std::process::id()));
             let next = clock.now().plus(SWEEP);
             loop {
                 match self.queue.recv_timeout(left(&clock, next)) {

@@ -10,10 +10,6 @@ use crate::record::PageCache;
 
 /// Bound on the files of one engine.
 const MAX_FILES: usize = 4096;
-/// Share of the weights that may be left for them to count as cold: a page or
-/// two of a header that somebody looked at cost nothing to read.
-const COLD_SHARE: f64 = 0.01;
-
 /// How much of the files is in the page cache.
 ///
 /// # Errors
@@ -35,12 +31,6 @@ pub(super) fn evict(patterns: &[String]) -> Result<PageCache, String> {
     }
     let (_, at_start_bytes) = resident(&files)?;
     Ok(PageCache { bytes, before_bytes, at_start_bytes })
-}
-
-/// Whether what was left is little enough.
-#[expect(clippy::cast_precision_loss, reason = "a share is compared with a hundredth")]
-pub(super) fn is_cold(cache: &PageCache) -> bool {
-    cache.at_start_bytes as f64 <= cache.bytes as f64 * COLD_SHARE
 }
 
 fn resident(files: &[PathBuf]) -> Result<(u64, u64), String> {

@@ -7,21 +7,25 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use super::nvml::{Absence, Gpus};
-use super::procfs::{Procfs, Tree};
+use super::procfs::{Tree, engine_on};
 use super::{Journal, Place, Shared};
 use crate::clock::Timestamp;
+use crate::hardware::proc::{Kin, Table};
 use crate::hardware::thread_cpu_time;
 use crate::record::{JournalEvent, ProcessSample, ResourceRecord, ResourceSource};
 use crate::units;
 
 /// How often the machine is searched for processes that are not known yet.
 const SEARCH_EVERY: Duration = Duration::from_secs(1);
+/// Searches take at most this part of the time, also while an engine starts,
+/// when there is one at each look: where processes and open files are many, one
+/// takes long.
+const SEARCH_PART: u32 = 20;
 
 /// The state of the looking thread.
 struct Looker<'a> {
     shared: &'a Shared,
     journal: &'a Journal,
-    procfs: Procfs,
     gpus: Gpus,
     own: Option<Tree>,
     /// By engine.
@@ -29,6 +33,8 @@ struct Looker<'a> {
     /// What was told last about each engine that is not found.
     told: BTreeMap<usize, String>,
     search_at: Timestamp,
+    /// Before it nothing is searched.
+    rest_until: Timestamp,
 }
 
 /// An engine's processes, and the place in which they were found.
@@ -40,11 +46,10 @@ struct Followed {
 /// Looks every `interval` until the other end of `stopped` is gone.
 pub(super) fn look(interval: Duration, shared: &Shared, journal: &Journal, stopped: &Receiver<()>) {
     let clock = &journal.clock;
-    let procfs = Procfs::system();
     let (gpus, identities, absent) = Gpus::open();
     let interval_ns = units::nanos(interval);
     journal.note(JournalEvent::ProbeStarted { interval_ns, gpus: identities });
-    let own = procfs.follow(std::process::id());
+    let own = Tree::follow(Kin::Found(std::process::id()));
     if own.is_none() {
         let reason = "this system has no /proc, which is Linux's";
         journal.absent(ResourceSource::Procfs, None, "processes", reason);
@@ -52,12 +57,12 @@ pub(super) fn look(interval: Duration, shared: &Shared, journal: &Journal, stopp
     let mut looker = Looker {
         shared,
         journal,
-        procfs,
         gpus,
         own,
         trees: BTreeMap::new(),
         told: BTreeMap::new(),
         search_at: clock.now(),
+        rest_until: clock.now(),
     };
     looker.tell(absent);
     let mut next = clock.now();
@@ -83,11 +88,20 @@ impl Looker<'_> {
     fn look_once(&mut self) -> ResourceRecord {
         let clock = self.journal.clock.clone();
         let at_ns = clock.now();
-        let is_search = at_ns >= self.search_at && self.own.is_some();
+        let is_rested = at_ns >= self.rest_until;
+        let is_search = at_ns >= self.search_at && is_rested && self.own.is_some();
         if is_search {
             self.search_at = at_ns.plus(SEARCH_EVERY);
         }
-        self.follow_places(is_search);
+        let is_new = self.follow_places(is_search);
+        let is_starting = self.shared.starting.load(Ordering::Acquire) && is_rested;
+        if (is_search || is_new || is_starting) && !self.trees.is_empty() {
+            self.grow();
+        }
+        if is_search || is_new || is_starting {
+            let now = clock.now();
+            self.rest_until = now.plus(now.since(at_ns) * SEARCH_PART);
+        }
         let pss = is_search.then_some(&clock);
         let mut processes: Vec<ProcessSample> = Vec::new();
         processes.extend(self.own.as_mut().and_then(|own| own.read(None, pss)));
@@ -96,13 +110,11 @@ impl Looker<'_> {
             let index = u32::try_from(*engine).ok();
             match followed.tree.read(index, pss) {
                 Some(sample) => processes.push(sample),
-                None => ended.push((*engine, followed.tree.root())),
+                None => ended.push(*engine),
             }
         }
-        for (engine, root) in ended {
-            self.trees.remove(&engine);
-            let reason = format!("process {root} has ended");
-            self.missing(engine, reason);
+        for engine in ended {
+            self.ended(engine);
         }
         let mut absent = Vec::new();
         let mut gpus = self.gpus.read(&clock, &mut absent);
@@ -122,34 +134,62 @@ impl Looker<'_> {
     }
 
     /// Follows engines whose place is known, and with `is_search` looks for those
-    /// whose port alone is, and for new members of every tree.
-    fn follow_places(&mut self, is_search: bool) {
+    /// whose port alone is; `true` if there is a new one.
+    fn follow_places(&mut self, is_search: bool) -> bool {
+        let mut is_new = false;
         let places = self.shared.places().clone();
         for (engine, place) in places.into_iter().enumerate() {
             if self.trees.get(&engine).is_some_and(|followed| followed.place == place) {
                 continue;
             }
             self.trees.remove(&engine);
-            let pid = match &place {
-                Place::Here => continue,
-                Place::Process(pid) => Ok(*pid),
-                Place::Port(port) if is_search => self.procfs.listener(*port),
+            let kin = match &place {
+                Place::Here | Place::Stopped => continue,
+                Place::Started(started) => Ok(Kin::Started(started.clone())),
+                Place::Port(port) if is_search => engine_on(*port).map(Kin::Found),
                 Place::Port(_) => continue,
                 Place::Unknown(reason) => Err(reason.clone()),
             };
-            let tree = pid.and_then(|pid| {
-                self.procfs.follow(pid).ok_or_else(|| format!("process {pid} has ended"))
+            let tree = kin.and_then(|kin| {
+                let root = kin.root();
+                Tree::follow(kin).ok_or_else(|| format!("process {root} has ended"))
             });
             match tree {
                 Ok(tree) => {
                     self.told.remove(&engine);
                     self.trees.insert(engine, Followed { place, tree });
+                    is_new = true;
                 }
+                // Its end is in the journal, by those who started it.
+                Err(_) if matches!(place, Place::Started(_)) => self.forget(engine, &place),
                 Err(reason) => self.missing(engine, reason),
             }
         }
-        if is_search && !self.trees.is_empty() {
-            self.procfs.grow(self.trees.values_mut().map(|followed| &mut followed.tree));
+        is_new
+    }
+
+    /// Looks for processes that joined any of the trees.
+    fn grow(&mut self) {
+        let table = Table::read();
+        for followed in self.trees.values_mut() {
+            followed.tree.grow(&table);
+        }
+    }
+
+    /// The process at the root of an engine's tree has ended.
+    fn ended(&mut self, engine: usize) {
+        let Some(Followed { place, tree }) = self.trees.remove(&engine) else { return };
+        if matches!(place, Place::Started(_)) {
+            self.forget(engine, &place);
+        } else {
+            self.missing(engine, format!("process {} has ended", tree.kin().root()));
+        }
+    }
+
+    /// What was started has ended; another process may be given its number.
+    fn forget(&self, engine: usize, ended: &Place) {
+        if let Some(place) = self.shared.places().get_mut(engine).filter(|place| *place == ended) {
+            *place = Place::Stopped;
         }
     }
 

@@ -9,12 +9,11 @@ mod asker;
 mod engine_word;
 mod looker;
 mod nvml;
-mod proc_text;
 mod procfs;
 mod prometheus;
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -24,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::engine::EngineSpec;
+use crate::hardware::proc::Started;
 use crate::record::{JournalEntry, JournalEvent, LineSender, ResourceSource};
 use crate::units;
 
@@ -41,8 +41,10 @@ enum Place {
     Here,
     /// The process that listens on this port of this machine.
     Port(u16),
-    /// The process with this number.
-    Process(u32),
+    /// What yardstick started.
+    Started(Started),
+    /// Nowhere: yardstick has not started it yet, or it has ended since.
+    Stopped,
     /// Nowhere that can be looked at, and why.
     Unknown(String),
 }
@@ -51,6 +53,8 @@ enum Place {
 struct Shared {
     /// By the engines' index in the manifest.
     places: Mutex<Vec<Place>>,
+    /// Whether an engine is being started, whose processes come one after another.
+    starting: AtomicBool,
     /// Engine that is asked for its word in between, by index.
     attended: Mutex<Option<usize>>,
     /// Processor time that the asking thread has used.
@@ -115,18 +119,21 @@ struct Running {
 
 impl Probe {
     /// Starts both threads. `hz` is looks a second, 1 to [`MAX_HZ`]; engines
-    /// are those of the manifest, in its order.
+    /// are those of the manifest, in its order, and of each `led` says whether
+    /// yardstick starts it: then it is looked for from [`Handle::starts`] on.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(
         hz: u32,
         engines: &[EngineSpec],
+        led: &[bool],
         clock: &Clock,
         lines: &LineSender,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            places: Mutex::new(engines.iter().map(place).collect()),
+            places: Mutex::new(places(engines, led)),
+            starting: AtomicBool::new(false),
             attended: Mutex::new(None),
             asker_cpu_ns: AtomicU64::new(0),
         });
@@ -190,16 +197,24 @@ impl Handle {
         Self(None)
     }
 
-    /// Has the tree of process `pid` looked at as that of an engine, by its
-    /// index in the manifest: whoever starts an engine knows better than a port.
-    pub fn watch_pid(&self, engine: usize, pid: u32) {
-        self.set(engine, Place::Process(pid));
+    /// Has what was `started` looked at as an engine, by its index in the
+    /// manifest: whoever starts an engine knows its processes before a port is
+    /// open, and behind one that something else holds. New ones are looked for
+    /// often until [`Handle::serves`].
+    pub fn starts(&self, engine: usize, started: Started) {
+        self.set(engine, Place::Started(started));
+        self.set_starting(true);
     }
 
-    /// Leaves an engine's processes alone, because of `reason`, until
-    /// [`Handle::watch_pid`]: it has been stopped.
-    pub fn unwatch(&self, engine: usize, reason: &str) {
-        self.set(engine, Place::Unknown(reason.to_owned()));
+    /// The engine serves.
+    pub fn serves(&self) {
+        self.set_starting(false);
+    }
+
+    /// An engine that yardstick started has ended.
+    pub fn stopped(&self, engine: usize) {
+        self.set(engine, Place::Stopped);
+        self.set_starting(false);
     }
 
     /// Before a case's first request: takes down the engine's own word and asks
@@ -233,6 +248,12 @@ impl Handle {
         }
     }
 
+    fn set_starting(&self, starting: bool) {
+        if let Some(running) = &self.0 {
+            running.shared.starting.store(starting, Ordering::Release);
+        }
+    }
+
     fn set(&self, engine: usize, place: Place) {
         if let Some(running) = &self.0
             && let Some(known) = running.shared.places().get_mut(engine)
@@ -240,6 +261,12 @@ impl Handle {
             *known = place;
         }
     }
+}
+
+fn places(engines: &[EngineSpec], led: &[bool]) -> Vec<Place> {
+    let is_led = led.iter().copied().chain(std::iter::repeat(false));
+    let of = |(spec, is_led)| if is_led { Place::Stopped } else { place(spec) };
+    engines.iter().zip(is_led).map(of).collect()
 }
 
 /// Where an engine is, as far as its specification says.

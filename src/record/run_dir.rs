@@ -86,19 +86,60 @@ impl RunDirError {
     }
 }
 
+/// A file that lines are appended to, created with its first line or before.
+#[derive(Debug)]
+struct Lines {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Lines {
+    fn later(path: PathBuf) -> Self {
+        Self { path, file: None }
+    }
+
+    fn now(path: PathBuf) -> Result<Self, RunDirError> {
+        let mut lines = Self::later(path);
+        lines.open()?;
+        Ok(lines)
+    }
+
+    fn open(&mut self) -> Result<&mut File, RunDirError> {
+        let path = &self.path;
+        Ok(match &mut self.file {
+            Some(file) => file,
+            none => none.insert(
+                OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(path)
+                    .map_err(io_error("open", path))?,
+            ),
+        })
+    }
+
+    fn write<T: Serialize>(&mut self, value: &T) -> Result<(), RunDirError> {
+        let mut line = serde_json::to_vec(value)
+            .map_err(|error| io_error("serialise", &self.path)(io::Error::other(error)))?;
+        line.push(b'\n');
+        // One write call a line: a reader, or a crash, never meets half of two lines.
+        let written = self.open()?.write_all(&line);
+        written.map_err(io_error("write", &self.path))
+    }
+}
+
 /// The single writer of a run directory. Every line reaches the file before
 /// the call returns, so that a crash loses nothing measured.
 #[derive(Debug)]
 pub struct Recorder {
     path: PathBuf,
-    requests: File,
-    journal: File,
-    /// Created with its first line: most runs without an engine of ours have none.
-    steps: Option<File>,
-    /// Created with its first line, as `steps`.
-    calibration: Option<File>,
-    /// Created with its first line: a run may do without a probe.
-    resources: Option<File>,
+    requests: Lines,
+    journal: Lines,
+    /// Most runs without an engine of ours have none.
+    steps: Lines,
+    calibration: Lines,
+    /// A run may do without a probe.
+    resources: Lines,
 }
 
 impl Recorder {
@@ -117,11 +158,11 @@ impl Recorder {
         write_json(&path.join("manifest.json"), manifest)?;
         Ok(Self {
             path: path.to_owned(),
-            requests: append(&path.join("requests.jsonl"))?,
-            journal: append(&path.join("events.jsonl"))?,
-            steps: None,
-            calibration: None,
-            resources: None,
+            requests: Lines::now(path.join("requests.jsonl"))?,
+            journal: Lines::now(path.join("events.jsonl"))?,
+            steps: Lines::later(path.join(STEPS)),
+            calibration: Lines::later(path.join(CALIBRATION)),
+            resources: Lines::later(path.join(RESOURCES)),
         })
     }
 
@@ -136,7 +177,7 @@ impl Recorder {
     /// # Errors
     /// What the system says, a full disk above all.
     pub fn request(&mut self, record: &RequestRecord) -> Result<(), RunDirError> {
-        write_line(&mut self.requests, record, &self.path.join("requests.jsonl"))
+        self.requests.write(record)
     }
 
     /// Appends one journal entry.
@@ -144,7 +185,7 @@ impl Recorder {
     /// # Errors
     /// What the system says.
     pub fn journal(&mut self, entry: &JournalEntry) -> Result<(), RunDirError> {
-        write_line(&mut self.journal, entry, &self.path.join("events.jsonl"))
+        self.journal.write(entry)
     }
 
     /// Appends one step.
@@ -152,12 +193,7 @@ impl Recorder {
     /// # Errors
     /// What the system says.
     pub fn step(&mut self, step: &StepRecord) -> Result<(), RunDirError> {
-        let path = self.path.join(STEPS);
-        let file = match &mut self.steps {
-            Some(file) => file,
-            none => none.insert(append(&path)?),
-        };
-        write_line(file, step, &path)
+        self.steps.write(step)
     }
 
     /// Appends one request of the client's own measurement.
@@ -165,12 +201,7 @@ impl Recorder {
     /// # Errors
     /// What the system says.
     pub fn calibration(&mut self, record: &CalibrationRecord) -> Result<(), RunDirError> {
-        let path = self.path.join(CALIBRATION);
-        let file = match &mut self.calibration {
-            Some(file) => file,
-            none => none.insert(append(&path)?),
-        };
-        write_line(file, record, &path)
+        self.calibration.write(record)
     }
 
     /// Appends one look at resources.
@@ -178,12 +209,7 @@ impl Recorder {
     /// # Errors
     /// What the system says.
     pub fn resource(&mut self, record: &ResourceRecord) -> Result<(), RunDirError> {
-        let path = self.path.join(RESOURCES);
-        let file = match &mut self.resources {
-            Some(file) => file,
-            none => none.insert(append(&path)?),
-        };
-        write_line(file, record, &path)
+        self.resources.write(record)
     }
 }
 
@@ -266,18 +292,6 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunD
     move |source| RunDirError::Io { action, path: path.to_owned(), source }
 }
 
-fn append(path: &Path) -> Result<File, RunDirError> {
-    OpenOptions::new().create(true).append(true).open(path).map_err(io_error("open", path))
-}
-
-fn write_line<T: Serialize>(file: &mut File, value: &T, path: &Path) -> Result<(), RunDirError> {
-    let mut line = serde_json::to_vec(value)
-        .map_err(|error| io_error("serialise", path)(io::Error::other(error)))?;
-    line.push(b'\n');
-    // One write call a line: a reader, or a crash, never meets half of two lines.
-    file.write_all(&line).map_err(io_error("write", path))
-}
-
 fn read_lines_if_any<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunDirError> {
     if path.is_file() { read_lines(path) } else { Ok(Vec::new()) }
 }
@@ -333,15 +347,18 @@ mod tests {
     #[test]
     fn full_disk_is_an_error_that_keeps_what_was_written() {
         let folder = tempfile::tempdir().unwrap();
-        let full = || OpenOptions::new().append(true).open("/dev/full").unwrap();
+        let full = |name: &str| Lines {
+            path: PathBuf::from(name),
+            file: Some(OpenOptions::new().append(true).open("/dev/full").unwrap()),
+        };
         let path = folder.path().to_owned();
         let full_disk = |path| Recorder {
             path,
-            requests: full(),
-            journal: full(),
-            steps: None,
-            calibration: None,
-            resources: None,
+            requests: full("requests.jsonl"),
+            journal: full("events.jsonl"),
+            steps: full(STEPS),
+            calibration: full(CALIBRATION),
+            resources: full(RESOURCES),
         };
         let mut recorder = full_disk(path);
         let error = recorder.journal(&entry(1)).unwrap_err();

@@ -3,7 +3,7 @@
 use crate::plan::Cold;
 use crate::plan::lifecycle::list;
 use crate::stats::cold_start::{ColdPhaseKind, ColdStart};
-use crate::units::format_significant;
+use crate::units::{format_bytes, format_significant};
 
 use super::numbers::Scale;
 use super::table::{Cell, Column, Table};
@@ -57,6 +57,7 @@ fn instants(starts: &[ColdStart]) -> Table {
         PHASES.iter().zip(ranks).map(|((_, name), rank)| Column::numbers(name, &unit, rank)),
     );
     columns.push(Column::numbers("2nd TTFT", "ms p50", 2));
+    columns.push(Column::numbers("memory", "RSS peak", 3));
     let row = |start: &ColdStart| {
         let mut row = vec![
             Cell::new(start.engine.as_str()),
@@ -81,6 +82,8 @@ fn instants(starts: &[ColdStart]) -> Table {
         }
         let second = start.second_ttft_ms.map(|ms| Scale::MS.write(ms));
         row.push(Cell::or_absent(second, "no request was sent after the first had ended"));
+        let memory = start.peak_rss_bytes.map(format_bytes);
+        row.push(Cell::or_absent(memory, "its processes were not seen"));
         row
     };
     let mut table = Table {

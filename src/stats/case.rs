@@ -273,7 +273,7 @@ fn client_cpu_share(case: u32, journal: &[JournalEntry]) -> Option<f64> {
 pub(crate) mod tests {
     use super::*;
     use crate::engine::{ErrorClass, EventKind};
-    use crate::record::{CountSource, EventRecord};
+    use crate::record::{CountSource, EngineRecord, EventRecord, Manifest};
 
     const MS: u64 = 1_000_000;
 
@@ -332,6 +332,32 @@ pub(crate) mod tests {
             load: None,
             requirements: Vec::new(),
             stop_when_decided: false,
+        }
+    }
+
+    /// A run of these engines, as on the command line, in which nothing has happened yet.
+    pub(crate) fn run(engines: &[&str], cases: Vec<CaseRecord>) -> RunData {
+        let mut manifest: Manifest = serde_json::from_value(serde_json::json!({
+            "schema_version": 1, "yardstick_version": "", "name": "", "started_at": "",
+            "machine": {
+                "os": "", "cpu": null, "num_cpus": 1, "memory_bytes": null,
+                "load_average_percent": null, "cpu_features": [], "gpus": [],
+                "gpu_absent": null, "notes": {},
+            },
+            "model": "", "seed": 0, "plan": "", "plan_sha256": "", "engines": [], "cases": [],
+        }))
+        .unwrap();
+        let engine =
+            |spec: &&str| EngineRecord { spec: spec.parse().unwrap(), info: None, error: None };
+        manifest.engines = engines.iter().map(engine).collect();
+        manifest.cases = cases;
+        RunData {
+            manifest,
+            requests: Vec::new(),
+            journal: Vec::new(),
+            steps: Vec::new(),
+            calibration: Vec::new(),
+            resources: Vec::new(),
         }
     }
 

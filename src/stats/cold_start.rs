@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::plan::Cold;
-use crate::record::{JournalEvent, RequestRecord, RunData, StartPhaseKind};
+use crate::record::{JournalEvent, PageCache, RequestRecord, RunData, StartPhaseKind};
 use crate::units;
 
 use super::case::CaseRequests;
@@ -38,6 +38,13 @@ pub struct ColdStart {
     /// Share of the weight files that was in the page cache at the start, the
     /// largest over the starts; absent where the plan does not name them.
     pub page_cache_share: Option<f64>,
+    /// When the first of them began, on the run's clock.
+    #[serde(default)]
+    pub first_at_ns: Option<Timestamp>,
+    /// The most resident memory of the engine's processes from a start to its
+    /// first token, the largest over the starts; absent where none was seen.
+    #[serde(default)]
+    pub peak_rss_bytes: Option<u64>,
 }
 
 /// An instant of a cold start.
@@ -91,6 +98,7 @@ struct Start<'a> {
     log: Vec<(&'a str, f64)>,
     page_cache_share: Option<f64>,
     second_ttft_ms: Option<f64>,
+    peak_rss_bytes: Option<u64>,
 }
 
 /// The cold starts of a run, in the manifest's order of their cases.
@@ -126,7 +134,7 @@ fn start<'a>(run: &'a RunData, group: &CaseRequests<'_>) -> Option<Start<'a>> {
             {
                 start.cold.clone_from(cold);
                 start.at = Some(entry.at_ns);
-                start.page_cache_share = page_cache.as_ref().and_then(share);
+                start.page_cache_share = page_cache.as_ref().and_then(PageCache::share);
             }
             JournalEvent::StartPhase { case: Some(case), phase, .. } if *case == group.case => {
                 start.phases.push((seen(*phase), entry.at_ns));
@@ -158,7 +166,20 @@ fn start<'a>(run: &'a RunData, group: &CaseRequests<'_>) -> Option<Start<'a>> {
         let answered = second.filter(|(_, request)| request.outcome.is_ok());
         start.second_ttft_ms = answered.and_then(|(_, request)| latency::ttft_ms(request));
     }
+    start.peak_rss_bytes = peak_rss(run, &start, &group.record.engine);
     Some(start)
+}
+
+/// The most that was seen of the engine's processes from the start on, until
+/// the first token, or the last phase that was reached.
+fn peak_rss(run: &RunData, start: &Start<'_>, engine: &str) -> Option<u64> {
+    let engine = run.manifest.engines.iter().position(|it| it.spec.name == engine)?;
+    let from = start.at?;
+    let to = start.phases.iter().map(|(_, at)| *at).max()?;
+    let looks = run.resources.iter().filter(|look| (from..=to).contains(&look.at_ns));
+    let processes = looks.flat_map(|look| &look.processes);
+    let own = processes.filter(|it| it.engine.is_some_and(|index| index as usize == engine));
+    own.map(|process| process.rss_bytes).max()
 }
 
 const fn seen(phase: StartPhaseKind) -> ColdPhaseKind {
@@ -168,11 +189,6 @@ const fn seen(phase: StartPhaseKind) -> ColdPhaseKind {
         StartPhaseKind::ModelListed => ColdPhaseKind::ModelListed,
         StartPhaseKind::Awake => ColdPhaseKind::Awake,
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a share of bytes")]
-fn share(cache: &crate::record::PageCache) -> Option<f64> {
-    (cache.bytes > 0).then(|| cache.at_start_bytes as f64 / cache.bytes as f64)
 }
 
 fn over_rounds(group: &CaseRequests<'_>, starts: &[Start<'_>]) -> ColdStart {
@@ -219,13 +235,15 @@ fn over_rounds(group: &CaseRequests<'_>, starts: &[Start<'_>]) -> ColdStart {
         second_ttft_ms: median(starts.iter().filter_map(|start| start.second_ttft_ms)),
         log: names.into_iter().filter_map(told).collect(),
         page_cache_share: starts.iter().filter_map(|start| start.page_cache_share).reduce(f64::max),
+        first_at_ns: starts.first().and_then(|start| start.at),
+        peak_rss_bytes: starts.iter().filter_map(|start| start.peak_rss_bytes).max(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{CaseRecord, JournalEntry, Manifest};
+    use crate::record::{CaseRecord, JournalEntry};
     use crate::stats::case::{group, tests};
 
     const MS: u64 = 1_000_000;
@@ -237,23 +255,15 @@ mod tests {
         requests: Vec<RequestRecord>,
     ) -> RunData {
         let record = |round| CaseRecord { round, ..tests::record("e", "sequential-cold", 1) };
-        let manifest: Manifest = serde_json::from_value(serde_json::json!({
-            "schema_version": 1, "yardstick_version": "", "name": "", "started_at": "",
-            "machine": {
-                "os": "", "cpu": null, "num_cpus": 1, "memory_bytes": null,
-                "load_average_percent": null, "cpu_features": [], "gpus": [],
-                "gpu_absent": null, "notes": {},
-            },
-            "model": "", "seed": 0, "plan": "", "plan_sha256": "", "engines": [],
-            "cases": (0..rounds).map(record).collect::<Vec<_>>(),
-        }))
-        .unwrap();
         let journal = journal
             .into_iter()
             .map(|(ms, event)| JournalEntry { at_ns: Timestamp::from_nanos(ms * MS), event })
             .collect();
-        let (steps, calibration, resources) = (Vec::new(), Vec::new(), Vec::new());
-        RunData { manifest, requests, journal, steps, calibration, resources }
+        RunData {
+            requests,
+            journal,
+            ..tests::run(&["e:openai"], (0..rounds).map(record).collect())
+        }
     }
 
     fn started(case: u32, cold: &[Cold]) -> JournalEvent {
@@ -330,6 +340,34 @@ mod tests {
             [ColdPhaseKind::RequestSent, ColdPhaseKind::FirstByte, ColdPhaseKind::FirstToken];
         assert_eq!(at(&cold).iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), kinds);
         assert_eq!((cold.first_token_ms.p50, cold.second_ttft_ms), (Some(9000.0), Some(30.0)));
+    }
+
+    #[test]
+    fn memory_of_a_start_is_that_of_its_engine_until_the_first_token() {
+        let mut run = run(
+            1,
+            vec![(100, started(0, &[Cold::Process])), (130, phase(0, StartPhaseKind::PortOpen))],
+            vec![request(0, 0, 180, &[50, 60])],
+        );
+        let look = |ms: u64, engine, rss_bytes| crate::record::ResourceRecord {
+            at_ns: Timestamp::from_nanos(ms * MS),
+            processes: vec![crate::record::ProcessSample {
+                engine,
+                rss_bytes,
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        run.resources = vec![
+            look(90, Some(0), 900),
+            look(110, Some(0), 300),
+            look(120, Some(0), 200),
+            look(125, None, 800),
+            look(240, Some(0), 700),
+        ];
+        let [cold] = of(&run).try_into().unwrap();
+        assert_eq!(cold.peak_rss_bytes, Some(300));
+        assert_eq!(cold.first_at_ns, Some(Timestamp::from_nanos(100 * MS)));
     }
 
     #[test]

@@ -222,7 +222,7 @@ fn peak_rss(steps: &[&StepRecord], from: Timestamp, until: Option<Timestamp>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{JournalEntry, Manifest};
+    use crate::record::JournalEntry;
 
     fn at(nanos: u64) -> Timestamp {
         Timestamp::from_nanos(nanos)
@@ -248,23 +248,6 @@ mod tests {
 
     /// A run whose loads add `grown` bytes each to the process.
     fn run(grown: u64, steps: Vec<StepRecord>) -> RunData {
-        let manifest: Manifest = serde_json::from_value(serde_json::json!({
-            "schema_version": 1, "yardstick_version": "", "name": "", "started_at": "",
-            "machine": {
-                "os": "", "cpu": null, "num_cpus": 1, "memory_bytes": null,
-                "load_average_percent": null, "cpu_features": [], "gpus": [],
-                "gpu_absent": null, "notes": {},
-            },
-            "model": "", "seed": 0, "plan": "", "plan_sha256": "",
-            "engines": [
-                {"spec": {"name": "ours", "kind": "embedded", "url": null, "settings": {}},
-                 "info": null, "error": null},
-                {"spec": {"name": "theirs", "kind": "vllm", "url": null, "settings": {}},
-                 "info": null, "error": null},
-            ],
-            "cases": [],
-        }))
-        .unwrap();
         let memory = |nanos, before| JournalEntry {
             at_ns: at(nanos),
             event: JournalEvent::Memory {
@@ -276,8 +259,11 @@ mod tests {
             },
         };
         let journal = vec![memory(10, 1000), memory(30, 5000)];
-        let (requests, calibration, resources) = (Vec::new(), Vec::new(), Vec::new());
-        RunData { manifest, requests, journal, steps, calibration, resources }
+        RunData {
+            journal,
+            steps,
+            ..crate::stats::case::tests::run(&["ours:embedded", "theirs:vllm"], Vec::new())
+        }
     }
 
     #[test]

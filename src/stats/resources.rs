@@ -3,6 +3,7 @@
 //! and their windows in `window`, memory by part in `memory`.
 
 pub mod memory;
+pub mod neighbour;
 pub mod series;
 mod window;
 
@@ -15,6 +16,7 @@ use crate::record::{GpuIdentity, JournalEvent, ResourceSource, RunData};
 use super::case::CaseRequests;
 use super::distribution::{mean, median};
 pub use memory::{MemoryPart, MemorySplit};
+pub use neighbour::Neighbour;
 use window::{Looks, Window};
 
 /// Everything that the probe's lines say, derived.
@@ -115,6 +117,9 @@ pub struct CaseResources {
     pub prefix_queries: Option<u64>,
     /// Of those, tokens that it found.
     pub prefix_hits: Option<u64>,
+    /// Other engines that held memory meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub neighbours: Vec<Neighbour>,
 }
 
 /// How it was found which GPUs an engine uses.
@@ -213,6 +218,7 @@ fn case(run: &RunData, looks: &Looks<'_>, group: &CaseRequests<'_>) -> CaseResou
         preemptions: window.counted(|word| word.preemptions),
         prefix_queries: window.counted(|word| word.prefix_queries),
         prefix_hits: window.counted(|word| word.prefix_hits),
+        neighbours: neighbour::find(run, &window, &gpus),
     }
 }
 

@@ -62,6 +62,10 @@ pub enum WarningClass {
     NotSettled,
     /// Something held a GPU's clocks down while a case was measured.
     Throttled,
+    /// Another engine held memory while one was measured.
+    SharedMemory,
+    /// A cold start found its weights in the page cache.
+    PageCacheWarm,
     /// The client used most of its processor.
     ClientSaturated,
     /// Requests of an open loop left later than they were to.

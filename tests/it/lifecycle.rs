@@ -2,6 +2,8 @@
 //! the ways in which they fail, and that none is left.
 
 mod container;
+mod ends;
+mod resources;
 
 use std::fs;
 use std::net::TcpListener;
@@ -314,14 +316,19 @@ fn engine_pid(mark: &str) -> u32 {
     found.next().unwrap().file_name().to_str().unwrap().parse().unwrap()
 }
 
-/// A run that is in the middle of measuring an engine with a child that has left its group.
-fn in_the_middle(bench: &Bench) -> std::process::Child {
+/// A plan that measures longer than any test waits, with an engine whose child has left its group.
+fn endless(bench: &Bench) -> String {
     let script = format!("setsid sleep 4321 & exec {}", bench.serve());
-    let plan = bench.plan(&format!(
+    bench.plan(&format!(
         "experiments = ['sequential-cold']\nrequests = 5000\n[[engine]]\nname = 'ours'\n\
          kind = 'openai'\n[engine.lifecycle]\nkind = 'command'\n\
          command = ['sh', '-c', '''{script}''']\n"
-    ));
+    ))
+}
+
+/// A run that is in the middle of measuring.
+fn in_the_middle(bench: &Bench) -> std::process::Child {
+    let plan = endless(bench);
     let child =
         bench.command(&[&plan]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let requests = bench.path("run/requests.jsonl");

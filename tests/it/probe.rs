@@ -25,7 +25,8 @@ pub async fn vllm() -> Scripted {
     Scripted::start(move |request| serve(request, &asked)).await
 }
 
-fn serve(request: &Received, asked: &AtomicU64) -> Vec<Step> {
+/// What that server answers; `asked` counts its `/metrics`.
+pub fn serve(request: &Received, asked: &AtomicU64) -> Vec<Step> {
     match request.path.as_str() {
         "/health" => json("{}"),
         "/version" => json("{\"version\":\"0.32.0\"}"),

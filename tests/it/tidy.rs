@@ -72,7 +72,6 @@ fn the_wall_clock_is_read_for_labels_only() {
     let labels = [
         "src/clock.rs",
         "src/cli/label.rs",
-        "src/lifecycle/process.rs",
         "src/infer/tokenizer/template.rs",
         "src/server/openai.rs",
     ];

@@ -5,6 +5,7 @@ use std::fmt::{self, Write};
 use super::Page;
 use super::axis::Axis;
 use super::charts::{Frame, WIDTH, figure, short};
+use super::lanes::Lanes;
 use super::svg::{Anchor, Svg};
 use super::tables;
 use crate::plan::lifecycle::list;
@@ -18,6 +19,8 @@ const PITCH: f64 = 30.0;
 const BAR: f64 = 13.0;
 /// Bars drawn; the table has them all.
 const MAX_BARS: usize = 24;
+/// Starts whose memory and processors are drawn.
+const MAX_CURVES: usize = 6;
 
 pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     if page.view.cold_starts.is_empty() {
@@ -33,6 +36,13 @@ pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     let caption = "From the start to the first token. Each part ends with the phase that it is \
                    named after when pointed at; medians over the starts.";
     figure(out, "Cold start by phase", &draw(page), caption)?;
+    for (index, start) in page.summary.cold_starts.iter().take(MAX_CURVES).enumerate() {
+        let title = format!("Used while starting, {} in {}", start.engine, start.experiment);
+        if let Some(svg) = draw_used(page, start, &format!("cold-start-used-{index}"), &title) {
+            let caption = "The first of the starts, until its first token in the median.";
+            figure(out, &title, &svg, caption)?;
+        }
+    }
     out.write_str("</div>\n")?;
     for table in &page.view.cold_starts {
         tables::table(page, table, out)?;
@@ -64,6 +74,25 @@ fn draw(page: &Page<'_>) -> String {
         .collect();
     let description = format!("First token after: {}.", told.join("; "));
     svg.finish("cold-start-phases", "Cold start by phase", &description)
+}
+
+/// What the engine's processes used from the start on.
+fn draw_used(page: &Page<'_>, start: &ColdStart, id: &str, title: &str) -> Option<String> {
+    let until = start.phases.iter().map(|it| it.at_ms).fold(0.0, f64::max);
+    let lanes = Lanes::of(page, &start.engine, start.first_at_ns?, until);
+    if lanes.is_empty() {
+        return None;
+    }
+    let (per_ms, unit) = if until >= 2_000.0 { (1e-3, "s") } else { (1.0, "ms") };
+    let bottom = TOP + lanes.height();
+    let frame = Frame { left: 12.0, right: WIDTH - 12.0, top: TOP, bottom };
+    let x = Axis::linear(until * per_ms, frame.left, frame.right);
+    let mut svg = Svg::new(WIDTH, bottom + 32.0);
+    frame.x_axis(&mut svg, &x, &format!("{unit} since the start"), true);
+    svg.open(&format!("series s{}", page.series(&start.engine)));
+    lanes.draw(&mut svg, Frame { bottom: TOP, ..frame }, &|ms| x.at(ms * per_ms));
+    svg.close();
+    Some(svg.finish(id, title, lanes.describe().trim_start()))
 }
 
 fn bar(svg: &mut Svg, series: usize, start: &ColdStart, y: f64, x: &dyn Fn(f64) -> f64) {

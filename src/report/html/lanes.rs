@@ -9,7 +9,6 @@ use super::escape::coordinate;
 use super::svg::{Anchor, Svg};
 use crate::clock::Timestamp;
 use crate::stats::resources::series::{Series, Unit, between};
-use crate::stats::summary::CaseSummary;
 use crate::units::{format_bytes, format_significant};
 
 /// Height of a lane with its label.
@@ -23,11 +22,16 @@ const MAX_POINTS: usize = 220;
 pub(super) struct Lanes(Vec<Series>);
 
 impl Lanes {
-    /// Those of a case from `origin` for `until` ms.
-    pub(super) fn of(page: &Page<'_>, case: &CaseSummary, origin: Timestamp, until: f64) -> Self {
+    /// Those of an engine from `origin` for `until` ms.
+    pub(super) fn of(page: &Page<'_>, engine: &str, origin: Timestamp, until: f64) -> Self {
         let engines = &page.run.manifest.engines;
-        let engine = engines.iter().position(|engine| engine.spec.name == case.engine);
+        let engine = engines.iter().position(|known| known.spec.name == engine);
         Self(engine.map_or_else(Vec::new, |engine| between(page.run, engine, origin, until)))
+    }
+
+    /// Whether nothing was seen of the engine then.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Room that they take.

@@ -47,7 +47,7 @@ pub(super) fn draw(page: &Page<'_>, case: &CaseSummary, until: f64, id: &str) ->
     }
     let pitch = if shown.len() > 20 { 9.0 } else { 14.0 };
     let rows_end = TOP + pitch * f64::from(u32::try_from(shown.len()).ok()?);
-    let lanes = Lanes::of(page, case, origin(page, case), until);
+    let lanes = Lanes::of(page, &case.engine, origin(page, case), until);
     let bottom = rows_end + lanes.height();
     let frame = Frame { left: 30.0, right: WIDTH - 12.0, top: TOP, bottom };
     let seconds = until >= 2_000.0;

@@ -67,8 +67,8 @@ pub(super) fn held(facts: &Facts<'_>, engine: &EngineRecord) -> Vec<Warning> {
 #[cfg(test)]
 mod tests {
     use crate::clock::Timestamp;
-    use crate::record::{EngineRecord, RunData};
-    use crate::stats::case::tests::{record, request};
+    use crate::record::RunData;
+    use crate::stats::case::tests::{record, request, run};
     use crate::stats::open_loop::tests::load;
     use crate::stats::warnings::WarningClass;
 
@@ -81,25 +81,9 @@ mod tests {
             one.held = held;
             one
         });
-        let manifest = serde_json::json!({
-            "schema_version": 1, "yardstick_version": "0", "name": "n", "started_at": "",
-            "machine": {"os": "", "cpu": null, "num_cpus": 2, "memory_bytes": null,
-                "load_average_percent": null, "cpu_features": [], "gpus": [], "gpu_absent": null,
-                "notes": {}},
-            "model": "m", "seed": 1, "plan": "", "plan_sha256": "", "engines": [], "cases": [],
-        });
-        let mut manifest: crate::record::Manifest = serde_json::from_value(manifest).unwrap();
-        let spec = "openai=http://127.0.0.1:1".parse().unwrap();
-        manifest.engines = vec![EngineRecord { spec, info: None, error: None }];
-        manifest.cases = vec![case];
-        let requests = requests.collect();
         let run = RunData {
-            manifest,
-            requests,
-            journal: Vec::new(),
-            steps: Vec::new(),
-            calibration: Vec::new(),
-            resources: Vec::new(),
+            requests: requests.collect(),
+            ..run(&["openai=http://127.0.0.1:1"], vec![case])
         };
         let found = crate::stats::summarise(&run).warnings;
         let of_us = [WarningClass::LateArrivals, WarningClass::InFlightBound];

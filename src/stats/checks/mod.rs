@@ -3,6 +3,7 @@
 
 mod arrivals;
 mod client;
+mod cold;
 mod contract;
 mod fairness;
 mod gpu;
@@ -56,6 +57,7 @@ pub fn find(
         warnings.extend(client::processor(&facts, engine));
         warnings.extend(arrivals::late(&facts, engine));
         warnings.extend(arrivals::held(&facts, engine));
+        warnings.extend(cold::page_cache_warm(run, engine));
     }
     warnings
 }

@@ -172,6 +172,31 @@ impl<'a, 'r> Window<'a, 'r> {
         look.processes.iter().find(|process| process.engine == Some(engine))
     }
 
+    /// Whether an engine, by its index, is the one of this window.
+    pub(super) fn is_of(&self, engine: u32) -> bool {
+        self.engine == Some(engine)
+    }
+
+    /// Resident memory of an engine's processes at each look, 0 where there are none.
+    pub(super) fn rss_of(&self, engine: u32) -> impl Iterator<Item = f64> {
+        self.inside().iter().map(move |look| {
+            let process = look.processes.iter().find(|process| process.engine == Some(engine));
+            process.map_or(0.0, |process| process.rss_bytes as f64)
+        })
+    }
+
+    /// Memory of an engine's processes at each look on GPUs that were found by
+    /// process, 0 where there is none.
+    pub(super) fn gpu_bytes_of(&self, engine: u32, gpus: &Gpus) -> impl Iterator<Item = f64> {
+        let looks = if gpus.by == Some(GpusBy::Process) { self.inside() } else { &[] };
+        looks.iter().map(move |look| {
+            let counted = look.gpus.iter().filter(|sample| gpus.holds(sample.gpu));
+            let processes = counted.flat_map(|sample| &sample.processes);
+            let own = processes.filter(|process| process.engine == Some(engine));
+            own.filter_map(|process| process.used_bytes).map(|bytes| bytes as f64).sum::<f64>()
+        })
+    }
+
     /// Processors used on average: growth of processor time over the case.
     pub(super) fn cpu_share(&self) -> Option<f64> {
         let used_s = self.growth(|look| Some(self.engine_process(look)?.cpu_ns))? / 1e9;

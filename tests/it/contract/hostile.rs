@@ -67,6 +67,38 @@ async fn answer_that_comes_byte_by_byte_is_whole() {
     tokio::join!(vllm, llama, ollama);
 }
 
+/// The limit of these servers is 1 s: none is ever silent that long.
+#[tokio::test]
+async fn answer_that_drips_and_never_says_anything_whole_ends_at_the_limit() {
+    let drop_by_drop = |bytes: Vec<u8>| {
+        let pause = Step::Wait(Duration::from_millis(100));
+        let drops = bytes.into_iter().flat_map(move |byte| [Step::Send(vec![byte]), pause.clone()]);
+        drops.collect::<Vec<_>>()
+    };
+    let servers = ADAPTERS.map(|adapter| async move {
+        let head = scripted::head(adapter.content_type);
+        let long = adapter.text(&"x".repeat(600));
+        let mut in_an_event =
+            vec![Step::Send(head.clone()), Step::Send(chunk(&adapter.text("Paris")))];
+        in_an_event.extend(drop_by_drop(chunk(&long)));
+        let mut refusal = b"HTTP/1.1 500 Oh\r\ncontent-length: 600\r\n\r\n".to_vec();
+        refusal.resize(refusal.len() + 600, b'x');
+        let in_a_refusal =
+            [vec![Step::Send(refusal[..40].to_vec())], drop_by_drop(refusal[40..].to_vec())];
+        let exchange = adapter.exchange(in_an_event).await;
+        let error = failure(&exchange);
+        assert_eq!((error.class, exchange.text.as_str()), (ErrorClass::Timeout, "Paris"));
+        assert!(error.message.ends_with("sent no whole event for 1 s"), "{error}");
+        let long_head = [head, format!("x: {}\r\n", "x".repeat(600)).into_bytes()].concat();
+        let exchange = adapter.exchange(drop_by_drop(long_head)).await;
+        assert_eq!(failure(&exchange).class, ErrorClass::Timeout);
+        let exchange = adapter.exchange(in_a_refusal.concat()).await;
+        assert_eq!(failure(&exchange).class, ErrorClass::Rejected);
+    });
+    let [vllm, llama, ollama] = servers;
+    tokio::join!(vllm, llama, ollama);
+}
+
 #[tokio::test]
 async fn bytes_that_are_no_utf_8_fail_the_request_or_are_replaced_and_never_more() {
     for adapter in ADAPTERS {

@@ -8,11 +8,16 @@ use std::process::Command;
 pub fn build(folder: &Path) {
     let source = folder.join("fake_nvml.c");
     std::fs::write(&source, include_str!("nvml/fake_nvml.c")).unwrap();
+    compile(&source, &folder.join("libnvidia-ml.so.1"));
+}
+
+/// Compiles a C file into a library that a program can load.
+pub fn compile(source: &Path, library: &Path) {
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     let output = Command::new(compiler)
         .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
-        .arg(folder.join("libnvidia-ml.so.1"))
-        .arg(&source)
+        .arg(library)
+        .arg(source)
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -10,23 +10,24 @@ const LISTEN: &str = "0A";
 
 /// Parts of `/proc/PID/stat`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stat {
+pub struct Stat {
     /// The command's name, at most 15 bytes.
-    pub(super) name: String,
+    pub name: String,
     /// Parent.
-    pub(super) parent: u32,
+    pub parent: u32,
     /// Process group.
-    pub(super) group: u32,
+    pub group: u32,
     /// Processor time of the process and of its children that ended and were waited for.
-    pub(super) cpu_ns: u64,
+    pub cpu_ns: u64,
     /// Page faults that had to read, with those children's.
-    pub(super) major_faults: u64,
+    pub major_faults: u64,
     /// Whether it has ended and only waits to be waited for.
-    pub(super) is_zombie: bool,
+    pub is_zombie: bool,
 }
 
 /// Parses `/proc/PID/stat`. The name may hold spaces and parentheses.
-pub(super) fn stat(text: &str) -> Option<Stat> {
+#[must_use]
+pub fn stat(text: &str) -> Option<Stat> {
     let open = text.find('(')?;
     let close = text.rfind(')')?;
     let name = text.get(open + 1..close)?.to_owned();
@@ -48,8 +49,9 @@ pub(super) fn stat(text: &str) -> Option<Stat> {
     })
 }
 
-/// A line `KEY: N kB` of `/proc/PID/status` or `smaps_rollup`, in bytes.
-pub(super) fn kib_field(text: &str, key: &str) -> Option<u64> {
+/// A line `KEY: N kB` of `/proc/meminfo`, `/proc/PID/status` or `smaps_rollup`, in bytes.
+#[must_use]
+pub fn kib_field(text: &str, key: &str) -> Option<u64> {
     let line = text
         .lines()
         .find(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')))?;
@@ -58,12 +60,21 @@ pub(super) fn kib_field(text: &str, key: &str) -> Option<u64> {
 }
 
 /// `read_bytes` of `/proc/PID/io`: what storage was asked for on its behalf.
-pub(super) fn read_bytes(io: &str) -> Option<u64> {
+#[must_use]
+pub fn read_bytes(io: &str) -> Option<u64> {
     io.lines().find_map(|line| line.strip_prefix("read_bytes:"))?.trim().parse().ok()
 }
 
+/// `SigIgn` of `/proc/PID/status`: bit N - 1 is signal N.
+#[must_use]
+pub fn ignored(status: &str) -> Option<u64> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
+}
+
 /// Inodes of the sockets in `/proc/net/tcp` or `tcp6` that listen on `port`.
-pub(super) fn listeners(tcp: &str, port: u16) -> Vec<u64> {
+#[must_use]
+pub fn listeners(tcp: &str, port: u16) -> Vec<u64> {
     let inode = |line: &str| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let (_, local) = fields.get(1)?.rsplit_once(':')?;
@@ -75,7 +86,8 @@ pub(super) fn listeners(tcp: &str, port: u16) -> Vec<u64> {
 }
 
 /// The inode in the target of a link below `/proc/PID/fd`, where that is a socket.
-pub(super) fn socket_inode(target: &str) -> Option<u64> {
+#[must_use]
+pub fn socket_inode(target: &str) -> Option<u64> {
     target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
@@ -105,6 +117,10 @@ mod tests {
         assert_eq!(kib_field(status, "VmRSS"), Some(1760 << 10));
         assert_eq!(kib_field(status, "Rss"), None);
         assert_eq!(kib_field("Pss: 3 pages\n", "Pss"), None);
+        assert_eq!(kib_field("MemTotal:       24 kB\n", "MemTotal"), Some(24 << 10));
+        assert_eq!(kib_field("", "MemTotal"), None);
+        assert_eq!(ignored("SigBlk:\t0\nSigIgn:\t0000000000001001\n"), Some(0x1001));
+        assert_eq!(ignored("SigIgn:\tx\n"), None);
         assert_eq!(read_bytes("rchar: 5\nread_bytes: 4096\n"), Some(4096));
     }
 
@@ -124,7 +140,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_brings_the_parsers_down(text in "\\PC{0,200}", cut in 0_usize..140) {
-            let _ = (stat(&text), kib_field(&text, "VmRSS"), read_bytes(&text));
+            let _ = (stat(&text), kib_field(&text, "VmRSS"), read_bytes(&text), ignored(&text));
             let _ = (listeners(&text, 80), socket_inode(&text));
             let _ = stat(STAT.get(..cut).unwrap_or(STAT));
         }
