@@ -4,6 +4,8 @@
 
 pub mod case_table;
 pub mod cold_start;
+pub mod compared;
+pub mod comparison;
 pub mod csv;
 pub mod definitions;
 pub mod html;

@@ -28,6 +28,8 @@ pub struct View<'a> {
     pub engines: Table,
     /// In the manifest's order.
     pub experiments: Vec<Experiment<'a>>,
+    /// Engines compared over rounds, one table an experiment and pair.
+    pub comparisons: Vec<Table>,
     /// One table a pair of engines.
     pub http_cost: Vec<Table>,
     /// One table a sweep over rates.
@@ -81,6 +83,7 @@ impl<'a> View<'a> {
             facts: facts(run, summary),
             engines: engines(run),
             experiments: experiments(run, summary),
+            comparisons: super::comparison::tables_of(summary),
             http_cost: http_cost(&summary.http_cost),
             capacity: load_table::capacity_tables(&summary.capacity),
             cold_starts: super::cold_start::tables(&summary.cold_starts),
@@ -245,7 +248,7 @@ fn experiments<'a>(run: &'a RunData, summary: &'a Summary) -> Vec<Experiment<'a>
         let widest = experiment.widest();
         let widest: Vec<_> =
             experiment.cases.iter().copied().filter(|case| case.concurrency == widest).collect();
-        experiment.verdicts = verdicts(&widest);
+        experiment.verdicts = verdicts(&widest, &summary.comparisons);
         if experiment.is_sweep() {
             let at = format!(" at C = {}", experiment.widest());
             for verdict in &mut experiment.verdicts {

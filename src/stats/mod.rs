@@ -7,6 +7,7 @@ pub mod cell;
 pub mod checks;
 pub mod client_error;
 pub mod cold_start;
+pub mod compare;
 pub mod distribution;
 pub mod goodput;
 pub mod http_cost;
@@ -26,7 +27,7 @@ use crate::record::{JournalEvent, RunData, SCHEMA_VERSION};
 pub use case::CaseRequests;
 pub use summary::Summary;
 
-use summary::AbsentCase;
+use summary::{AbsentCase, CaseSummary};
 
 /// Derives everything that is derived from a run. The same run gives the same
 /// summary, whatever the machine and the hour.
@@ -62,6 +63,7 @@ pub fn summarise(run: &RunData) -> Summary {
     let http_cost = http_cost::pair(&run.manifest.engines, &cases);
     let client_error = client_error::find(run);
     let capacity = capacity::capacities(&cases);
+    let compared = compare_rounds(run, &grouped, &cases);
     let resources = resources::summarise(run, &grouped);
     let mut warnings = checks::find(run, &grouped, &cases, client_error.as_ref(), complete);
     warnings.extend(checks::resources::find(run, &grouped, resources.as_ref()));
@@ -75,10 +77,26 @@ pub fn summarise(run: &RunData) -> Summary {
         absent,
         http_cost,
         capacity,
+        comparisons: compared.comparisons,
+        not_compared: compared.not_compared,
         cold_starts,
         inside,
         client_error,
         resources,
         warnings,
     }
+}
+
+/// Engines beside each other, where there are rounds to tell chance from difference by.
+fn compare_rounds(
+    run: &RunData,
+    grouped: &[CaseRequests<'_>],
+    cases: &[CaseSummary],
+) -> compare::cells::Compared {
+    if cases.iter().all(|case| case.round == 0) {
+        return compare::cells::Compared::default();
+    }
+    let measured = compare::cells::Measured::new(grouped, cases, &run.journal);
+    let question = compare::cells::Question { metrics: &[], also: &[], margin: compare::MARGIN };
+    compare::cells::compare_engines(&measured, None, &question)
 }

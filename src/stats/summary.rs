@@ -10,6 +10,8 @@ use crate::engine::ErrorClass;
 use super::capacity::Capacity;
 use super::client_error::ClientErrors;
 use super::cold_start::ColdStart;
+use super::compare::Comparison;
+use super::compare::cells::NotCompared;
 use super::inside::Inside;
 use super::open_loop::LoadSummary;
 use super::resources::Resources;
@@ -37,6 +39,12 @@ pub struct Summary {
     /// Sweeps over rates, one an engine and load.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capacity: Vec<Capacity>,
+    /// Engines compared with the first one of their load, over the rounds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub comparisons: Vec<Comparison>,
+    /// What is in no comparison, where there are rounds to compare over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_compared: Vec<NotCompared>,
     /// Cold starts by phase.
     #[serde(default)]
     pub cold_starts: Vec<ColdStart>,

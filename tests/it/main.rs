@@ -7,6 +7,8 @@ mod build_script;
 #[cfg(target_os = "linux")]
 mod calibrate;
 mod cli;
+#[cfg(target_os = "linux")]
+mod compare;
 mod contract;
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -3,6 +3,8 @@
 pub mod browser;
 pub mod nvml;
 pub mod scripted;
+#[cfg(target_os = "linux")]
+pub mod served;
 pub mod wire;
 
 use std::process::Command;

@@ -1,0 +1,140 @@
+//! What differs between two runs beside the engines, so that a difference may
+//! not be theirs. Knows manifests and counts, no statistics.
+
+use super::verdict::percent;
+use crate::engine::EngineInfo;
+use crate::record::{Machine, Manifest};
+use crate::stats::Summary;
+use crate::stats::cell::Cell;
+use crate::stats::distribution::mean;
+use crate::stats::summary::CaseSummary;
+
+/// Lengths that differ by more than this share are not the same.
+const SAME_LENGTH: f64 = 0.01;
+
+/// Keys of a plan that say nothing of the load that an engine met: names, who was
+/// measured, and how often. The seed changes the prompts, not their lengths.
+const OF_NO_LOAD: [&str; 6] = ["name", "analysis", "engine", "seed", "rounds", "resident"];
+
+/// What two whole runs differ in.
+#[must_use]
+pub fn of_runs(base: (&Manifest, &Summary), candidate: (&Manifest, &Summary)) -> Vec<String> {
+    let mut found = Vec::new();
+    for (side, (_, summary)) in [("base", base), ("candidate", candidate)] {
+        if !summary.complete {
+            found.push(format!("the {side} did not reach its end"));
+        }
+    }
+    let (mine, others) = (base.0, candidate.0);
+    found.extend(differ("model", &mine.model, &others.model));
+    found.extend(differ("yardstick", &mine.yardstick_version, &others.yardstick_version));
+    found.extend(machines(&mine.machine, &others.machine));
+    found.extend(plans(&mine.plan, &others.plan));
+    found
+}
+
+/// What two engines' descriptions of themselves differ in.
+#[must_use]
+pub fn of_engines(
+    base: (&str, Option<&EngineInfo>),
+    candidate: (&str, Option<&EngineInfo>),
+) -> Vec<String> {
+    let (Some(mine), Some(others)) = (base.1, candidate.1) else { return Vec::new() };
+    let about = if base.0 == candidate.0 {
+        base.0.to_owned()
+    } else {
+        format!("{} and {}", base.0, candidate.0)
+    };
+    let told = |text: &Option<String>| text.clone().unwrap_or_else(|| "not told".to_owned());
+    [
+        differ("precision", &told(&mine.precision), &told(&others.precision)),
+        differ("model as the engine knows it", &mine.model, &others.model),
+        differ("dummy weights", yes(mine.dummy_weights), yes(others.dummy_weights)),
+    ]
+    .into_iter()
+    .flatten()
+    .map(|what| format!("{about}: {what}"))
+    .collect()
+}
+
+/// What the loads of two cells that are compared differ in.
+#[must_use]
+pub fn of_cells(base: &Cell<'_>, candidate: &Cell<'_>) -> Vec<String> {
+    let of = |cell: &Cell<'_>, value: fn(&CaseSummary) -> Option<f64>| {
+        mean(&cell.valid().filter_map(value).collect::<Vec<_>>())
+    };
+    let lengths: [(&str, fn(&CaseSummary) -> Option<f64>); 2] = [
+        ("prompt tokens", |case| case.mean_prompt_tokens),
+        ("output tokens", |case| case.mean_output_tokens),
+    ];
+    lengths
+        .into_iter()
+        .filter_map(|(what, value)| {
+            let (mine, others) = (of(base, value)?, of(candidate, value)?);
+            let apart = (mine / others).ln().abs().exp_m1();
+            (apart > SAME_LENGTH).then(|| {
+                format!(
+                    "{} C = {}, {what}: {mine:.1} a request in the base, {others:.1} in the \
+                     candidate, {} apart",
+                    base.experiment,
+                    base.concurrency,
+                    percent(apart)
+                )
+            })
+        })
+        .collect()
+}
+
+fn differ(what: &str, base: &str, candidate: &str) -> Option<String> {
+    (base != candidate).then(|| format!("{what}: {base} in the base, {candidate} in the candidate"))
+}
+
+const fn yes(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}
+
+fn machines(base: &Machine, candidate: &Machine) -> Vec<String> {
+    let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
+    let list =
+        |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let bytes =
+        |machine: &Machine| or_unknown(machine.memory_bytes.map(crate::units::format_bytes));
+    [
+        differ("operating system", &base.os, &candidate.os),
+        differ("processor", &or_unknown(base.cpu.clone()), &or_unknown(candidate.cpu.clone())),
+        differ("processors", &base.num_cpus.to_string(), &candidate.num_cpus.to_string()),
+        differ("memory", &bytes(base), &bytes(candidate)),
+        differ("GPUs", &list(&base.gpus), &list(&candidate.gpus)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Keys of two plans that are not equal; a plan that is no TOML has none.
+fn plans(base: &str, candidate: &str) -> Vec<String> {
+    let parse = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
+    let (base, candidate) = (parse(base), parse(candidate));
+    let mut keys: Vec<&String> = base.keys().chain(candidate.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    let written = |value: Option<&toml::Value>| match value {
+        None => "unset".to_owned(),
+        Some(toml::Value::Array(_) | toml::Value::Table(_)) => "another one".to_owned(),
+        Some(value) => value.to_string(),
+    };
+    keys.into_iter()
+        .filter(|key| !OF_NO_LOAD.contains(&key.as_str()) && *key != "model")
+        .filter(|key| base.get(*key) != candidate.get(*key))
+        .map(|key| match (base.get(key), candidate.get(key)) {
+            (Some(toml::Value::Array(_)), _) | (_, Some(toml::Value::Array(_))) => {
+                format!("plan: `{key}` is not the same in both")
+            }
+            (mine, others) => format!(
+                "plan: `{key}` is {} in the base, {} in the candidate",
+                written(mine),
+                written(others)
+            ),
+        })
+        .collect()
+}
