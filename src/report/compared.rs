@@ -133,15 +133,18 @@ impl ComparedRuns {
             .flat_map(|gate| gate.cells.iter().map(move |cell| (gate, cell)))
             .map(|(gate, cell)| {
                 vec![
+                    Cell::new(cell.outcome.as_str()),
                     Cell::new(gate.gate.as_str()),
-                    Cell::detailed(cell.experiment.as_str(), format!("C = {}", cell.concurrency)),
-                    Cell::new(cell.candidate.as_str()),
-                    Cell::detailed(cell.outcome.as_str(), cell.reason.as_str()),
+                    Cell::detailed(
+                        cell.experiment.as_str(),
+                        format!("C = {}, {}", cell.concurrency, cell.candidate),
+                    ),
+                    Cell::new(cell.reason.as_str()),
                 ]
             })
             .collect();
         let columns =
-            ["gate", "experiment", "candidate", "outcome"].map(Column::words).into_iter().collect();
+            ["outcome", "gate", "where", "change"].map(Column::words).into_iter().collect();
         (!rows.is_empty()).then(|| Table {
             caption: "gates".to_owned(),
             columns,

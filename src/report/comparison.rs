@@ -136,9 +136,9 @@ fn row(comparison: &Comparison, several: bool) -> Vec<Cell> {
     };
     let noise = comparison.noise().map_or_else(
         || Cell::absent("one round cannot tell"),
-        |floor| Cell::detailed(format!("{:.1} %", floor.share * 100.0), floor.source.as_str()),
+        |floor| Cell::detailed(percent(floor.share), floor.source.as_str()),
     );
-    let better = comparison.winning_engine().map(|engine| format!("{engine} better"));
+    let better = comparison.winning_name().map(|name| format!("{name} better"));
     vec![
         Cell::detailed(comparison.metric.label(), unit),
         Cell::new(format_significant(comparison.base.value)),

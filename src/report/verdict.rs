@@ -55,7 +55,7 @@ fn over_rounds_verdict(comparison: &Comparison) -> Verdict {
     let said = match comparison.verdict {
         Said::Same => format!("the same within {}", percent(comparison.margin)),
         Said::Different => {
-            let better = comparison.winning_engine().unwrap_or_default();
+            let better = comparison.winning_name().unwrap_or_default();
             format!("{better} is better, p = {}", write_p(comparison.p))
         }
         Said::Undecided => format!("undecided: {}", comparison.reason),

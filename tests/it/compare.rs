@@ -92,7 +92,7 @@ fn equal_servers_are_no_different_and_a_slower_one_fails_the_gate() {
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-    for words in ["6 rounds each", "different", "engine better", "resampled", "kept"] {
+    for words in ["6 rounds each", "different", "base better", "resampled", "kept"] {
         assert!(text.contains(words), "{words} is not in:\n{text}");
     }
     let text = stdout(&compare(&[one, slow], &["--format", "markdown"]));

@@ -7,6 +7,7 @@ mod browser;
 mod fixture;
 mod format;
 mod markup;
+mod rounds;
 mod watch;
 
 use proptest::prelude::*;
@@ -79,6 +80,30 @@ fn what_was_used_is_in_every_format() {
     let rows = csv(&run);
     assert!(rows.contains(",energy_per_output_token,J,,"), "{rows}");
     assert!(!csv(&fixture::run()).contains("energy"), "no row where nothing was looked at");
+}
+
+#[test]
+fn engines_are_compared_over_rounds_in_every_report() {
+    let run = rounds::repeat(fixture::run(), 8);
+    let summary = stats::summarise(&run);
+    let words =
+        |word: &str| summary.comparisons.iter().filter(|c| c.verdict.as_str() == word).count();
+    assert!(words("different") > 0 && words("undecided") > 0, "{:?}", summary.comparisons.len());
+    let text = terminal(&run, false, 80);
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    for words in ["comparison ─", "ollama against embedded, 8 rounds in the same run", "resampled"]
+    {
+        assert!(text.contains(words), "{words} is not in:\n{text}");
+    }
+    assert!(!text.contains("one measurement each"));
+    let page = html(&run);
+    markup::check(&page);
+    for words in ["id=\"comparison\"", "id=\"forest-0\"", "class=\"same\"", "class=\"one\""] {
+        assert!(page.contains(words), "{words}");
+    }
+    assert!(markdown(&run).contains("## Comparison"));
+    let once = terminal(&fixture::run(), false, 80);
+    assert!(!once.contains("comparison ─"), "one round compares nothing");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bootstrap::{Design, RatioInterval, interval};
 use super::metric::{Better, Metric};
-use super::noise::{NoiseFloor, NoiseSource, floor, larger};
+use super::noise::{NoiseFloor, floor, larger};
 use super::permutation::{p, smallest_p};
 use super::sample::Sample;
 use super::verdict::{Decision, Evidence, Side, Verdict, decide};
@@ -161,17 +161,19 @@ impl Comparison {
         })
     }
 
+    /// Who did better, in a word: the engine, or its side where both have one name.
+    #[must_use]
+    pub fn winning_name(&self) -> Option<&str> {
+        if self.base.engine == self.candidate.engine {
+            return self.winner.map(Side::as_str);
+        }
+        self.winning_engine()
+    }
+
     /// The larger of the two noise floors.
     #[must_use]
     pub fn noise(&self) -> Option<NoiseFloor> {
         larger(self.base.noise, self.candidate.noise)
-    }
-
-    /// Whether a noise floor had to be resampled.
-    #[must_use]
-    pub fn is_resampled(&self) -> bool {
-        let floors = [self.base.noise, self.candidate.noise].into_iter().flatten();
-        floors.into_iter().any(|floor| floor.source == NoiseSource::Resampled)
     }
 }
 

@@ -138,3 +138,32 @@ fn plans(base: &str, candidate: &str) -> Vec<String> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_that_ask_for_other_loads_are_named_key_by_key() {
+        let base = "name = \"a\"\nseed = 1\nmax_tokens = 64\nprompt = \"why\"\n[[engine]]\nkind = \"vllm\"";
+        let other =
+            "name = \"b\"\nseed = 2\nmax_tokens = 128\nprompt_tokens = 9\n[[load]]\nrate = 3";
+        assert_eq!(
+            plans(base, other),
+            [
+                "plan: `load` is not the same in both",
+                "plan: `max_tokens` is 64 in the base, 128 in the candidate",
+                "plan: `prompt` is \"why\" in the base, unset in the candidate",
+                "plan: `prompt_tokens` is unset in the base, 9 in the candidate",
+            ]
+        );
+        assert_eq!(plans(base, base), Vec::<String>::new());
+    }
+
+    #[test]
+    fn equal_words_are_no_doubt() {
+        assert_eq!(differ("model", "m", "m"), None);
+        let found = differ("model", "m", "n");
+        assert_eq!(found.as_deref(), Some("model: m in the base, n in the candidate"));
+    }
+}

@@ -44,6 +44,17 @@ pub enum Side {
     Candidate,
 }
 
+impl Side {
+    /// As files say it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Candidate => "candidate",
+        }
+    }
+}
+
 /// What a verdict is reached from.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Evidence {

@@ -33,6 +33,8 @@ fn format_page_names_every_field_of_every_file() {
         collect(&JournalEntry { at_ns, event }, &mut names);
     }
     collect(&summary, &mut names);
+    let rounds = super::rounds::repeat(super::fixture::run(), 2);
+    collect(&super::stats::summarise(&rounds), &mut names);
     assert!(names.len() > 90, "{}", names.len());
     let missing: Vec<_> =
         names.iter().filter(|name| !FORMAT.contains(&format!("`{name}`"))).collect();
