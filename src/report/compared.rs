@@ -12,7 +12,7 @@ use crate::stats::compare::gate::GateResult;
 use crate::stats::compare::verdict::percent;
 
 use super::comparison::{sentence, tables};
-use super::table::{Cell, Column, Table};
+use super::table::Table;
 use super::{markdown, terminal};
 
 /// One of the directories.
@@ -101,11 +101,14 @@ impl ComparedRuns {
         let mut facts = vec![("base", label(&self.base))];
         facts.extend(self.candidate.iter().map(|run| ("candidate", label(run))));
         facts.push(("verdicts", self.counts()));
-        let mut tables = tables(&self.compared.comparisons);
-        tables.extend(self.gate_table());
+        let tables = tables(&self.compared.comparisons);
         let mut lists = Vec::new();
         let missing: Vec<_> = self.compared.not_compared.iter().map(sentence).collect();
-        for (heading, items) in [("not compared", missing), ("beware", self.doubts.clone())] {
+        for (heading, items) in [
+            ("gates", self.gate_lines()),
+            ("not compared", missing),
+            ("beware", self.doubts.clone()),
+        ] {
             if !items.is_empty() {
                 lists.push((heading, items));
             }
@@ -126,30 +129,22 @@ impl ComparedRuns {
         )
     }
 
-    fn gate_table(&self) -> Option<Table> {
-        let rows: Vec<_> = self
+    fn gate_lines(&self) -> Vec<String> {
+        let cells = self
             .gates
             .iter()
-            .flat_map(|gate| gate.cells.iter().map(move |cell| (gate, cell)))
+            .flat_map(|gate| gate.cells.iter().map(move |cell| (&gate.gate, cell)));
+        cells
             .map(|(gate, cell)| {
-                vec![
-                    Cell::new(cell.outcome.as_str()),
-                    Cell::new(gate.gate.as_str()),
-                    Cell::detailed(
-                        cell.experiment.as_str(),
-                        format!("C = {}, {}", cell.concurrency, cell.candidate),
-                    ),
-                    Cell::new(cell.reason.as_str()),
-                ]
+                format!(
+                    "{}: {gate}, {} C = {}, {}: {}",
+                    cell.outcome.as_str(),
+                    cell.experiment,
+                    cell.concurrency,
+                    cell.candidate,
+                    cell.reason
+                )
             })
-            .collect();
-        let columns =
-            ["outcome", "gate", "where", "change"].map(Column::words).into_iter().collect();
-        (!rows.is_empty()).then(|| Table {
-            caption: "gates".to_owned(),
-            columns,
-            rows,
-            ..Table::default()
-        })
+            .collect()
     }
 }
