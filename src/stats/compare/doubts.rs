@@ -60,29 +60,27 @@ pub fn of_engines(
 /// What the loads of two cells that are compared differ in.
 #[must_use]
 pub fn of_cells(base: &Cell<'_>, candidate: &Cell<'_>) -> Vec<String> {
-    let of = |cell: &Cell<'_>, value: fn(&CaseSummary) -> Option<f64>| {
-        mean(&cell.valid().filter_map(value).collect::<Vec<_>>())
-    };
-    let lengths: [(&str, fn(&CaseSummary) -> Option<f64>); 2] = [
-        ("prompt tokens", |case| case.mean_prompt_tokens),
-        ("output tokens", |case| case.mean_output_tokens),
-    ];
-    lengths
-        .into_iter()
-        .filter_map(|(what, value)| {
-            let (mine, others) = (of(base, value)?, of(candidate, value)?);
-            let apart = (mine / others).ln().abs().exp_m1();
-            (apart > SAME_LENGTH).then(|| {
-                format!(
-                    "{} C = {}, {what}: {mine:.1} a request in the base, {others:.1} in the \
-                     candidate, {} apart",
-                    base.experiment,
-                    base.concurrency,
-                    percent(apart)
-                )
-            })
+    let apart = |what: &str, of: fn(&CaseSummary) -> Option<f64>| {
+        let mean_of = |cell: &Cell<'_>| mean(&cell.valid().filter_map(of).collect::<Vec<_>>());
+        let (mine, others) = (mean_of(base)?, mean_of(candidate)?);
+        let apart = (mine / others).ln().abs().exp_m1();
+        (apart > SAME_LENGTH).then(|| {
+            format!(
+                "{} C = {}, {what}: {mine:.1} a request in the base, {others:.1} in the \
+                 candidate, {} apart",
+                base.experiment,
+                base.concurrency,
+                percent(apart)
+            )
         })
-        .collect()
+    };
+    [
+        apart("prompt tokens", |case| case.mean_prompt_tokens),
+        apart("output tokens", |case| case.mean_output_tokens),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn differ(what: &str, base: &str, candidate: &str) -> Option<String> {

@@ -99,7 +99,7 @@ impl Sample {
 }
 
 /// Values between two checkpoints of a [`Pool`].
-const STRIDE: usize = 64;
+const STRIDE: usize = 16;
 
 /// All values of a sample in order, with how many of each block lie below each
 /// checkpoint: the quantile of a draw of blocks is then a binary search, not a
@@ -152,23 +152,27 @@ impl Pool {
         let Some(last) = weigh(&self.sizes, times).checked_sub(1) else { return f64::NAN };
         let position = last as f64 * self.quantile;
         let below = position.floor();
-        let rank = below as u64;
-        let low = self.at(rank, times);
-        let high = if rank < last { self.at(rank + 1, times) } else { low };
+        let (low, high) = self.at(below as u64, times);
         (high - low).mul_add(position - below, low)
     }
 
-    /// The value of a rank, counted from 0.
-    fn at(&self, rank: u64, times: &[u32]) -> f64 {
+    /// The values of a rank, counted from 0, and of the next one; the last one's
+    /// is its own.
+    fn at(&self, rank: u64, times: &[u32]) -> (f64, f64) {
         let checkpoint = self.below.partition_point(|counts| weigh(counts, times) <= rank) - 1;
         let mut seen = weigh(&self.below[checkpoint], times);
+        let mut low = f64::NAN;
         for (value, block) in &self.values[checkpoint * STRIDE..] {
+            let before = seen;
             seen += u64::from(times[*block as usize]);
-            if seen > rank {
-                return *value;
+            if before <= rank && rank < seen {
+                low = *value;
+            }
+            if seen > rank + 1 {
+                return (low, *value);
             }
         }
-        f64::NAN
+        (low, low)
     }
 }
 
