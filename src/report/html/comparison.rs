@@ -6,11 +6,7 @@ use std::fmt::{self, Write};
 use super::charts::figure;
 use super::{Page, forest, tables};
 use crate::report::comparison::{caption, groups};
-
-/// What a reader must know to read the drawing.
-const CAPTION: &str = "Candidate / base on a logarithmic axis, with the 95 % interval over rounds. \
-                       The band is what counts as the same: a whole interval in it is the same, \
-                       one that only touches it is undecided.";
+use crate::stats::compare::verdict::percent;
 
 /// Writes the section; nothing where there are no rounds to compare over.
 pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
@@ -21,12 +17,15 @@ pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
         "<section id=\"comparison\" aria-labelledby=\"comparison-h\">\n\
          <h2 id=\"comparison-h\">Comparison</h2>\n<p class=\"lead\">Each engine against the first \
          one of its load, round by round. Different takes an interval without 1, p of at most \
-         0.05 and more than the noise floor; what is not found different is not thereby the \
-         same.</p>\n<div class=\"charts\">\n",
+         0.05 and more than the noise floor; the same, a whole interval in the band. What is \
+         neither is undecided.</p>\n<div class=\"charts\">\n",
     )?;
     for (i, group) in groups(&page.summary.comparisons).iter().enumerate() {
         if let Some(drawing) = forest::draw(page, group, &format!("forest-{i}")) {
-            figure(out, &caption(group), &drawing, CAPTION)?;
+            let margin = percent(group[0].margin);
+            let band =
+                format!("Ratios with 95 % intervals over rounds; the band is {margin} around 1.");
+            figure(out, &caption(group), &drawing, &band)?;
         }
     }
     out.write_str("</div>\n")?;

@@ -8,7 +8,7 @@ use crate::report::comparison::{write_interval, write_ratio};
 use crate::stats::compare::Comparison;
 
 const ROW: f64 = 27.0;
-const TOP: f64 = 22.0;
+const TOP: f64 = 8.0;
 /// Where the axis begins: labels are to the left of it, verdicts to the right.
 const LEFT: f64 = 112.0;
 const RIGHT: f64 = WIDTH - 84.0;
