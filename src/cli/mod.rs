@@ -3,6 +3,7 @@
 
 pub mod arrangement_args;
 pub mod calibrate;
+pub mod compare;
 pub mod doctor;
 pub mod embedded;
 mod engines;
@@ -67,6 +68,7 @@ struct Cli {
 enum Verb {
     Run(Box<run::Run>),
     Report(report::Report),
+    Compare(compare::Compare),
     Generate(generate::Generate),
     Serve(serve::Serve),
     Calibrate(calibrate::Calibrate),
@@ -112,6 +114,7 @@ impl Verb {
         match self {
             Self::Run(verb) => verb.execute(global),
             Self::Report(verb) => verb.execute(global),
+            Self::Compare(verb) => verb.execute(global),
             Self::Generate(verb) => verb.execute(global),
             Self::Serve(verb) => verb.execute(global),
             Self::Calibrate(verb) => verb.execute(global),

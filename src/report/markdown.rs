@@ -2,8 +2,9 @@
 
 use std::fmt::{self, Write};
 
+use super::compared::Sheet;
 use super::definitions::DEFINITIONS;
-use super::prose::printable;
+use super::prose::{capitalise, printable};
 use super::table::{Cell, Table};
 use super::view::View;
 
@@ -46,6 +47,13 @@ pub fn render(view: &View<'_>, out: &mut impl Write) -> fmt::Result {
     for required in &view.gates {
         writeln!(out, "\n## Requirements\n")?;
         table(out, required)?;
+    }
+    if !view.comparisons.is_empty() {
+        writeln!(out, "\n## Comparison")?;
+    }
+    for compared in &view.comparisons {
+        writeln!(out, "\n**{}**\n", escape(&compared.caption))?;
+        table(out, compared)?;
     }
     if !view.capacity.is_empty() {
         writeln!(out, "\n## Capacity")?;
@@ -102,6 +110,28 @@ pub fn render(view: &View<'_>, out: &mut impl Write) -> fmt::Result {
     writeln!(out, "\n## Terms\n")?;
     for (term, meaning) in DEFINITIONS {
         writeln!(out, "- **{}**: {}", escape(term), escape(meaning))?;
+    }
+    Ok(())
+}
+
+/// Writes a sheet.
+///
+/// # Errors
+/// Those of `out`.
+pub fn render_sheet(sheet: &Sheet, out: &mut impl Write) -> fmt::Result {
+    writeln!(out, "# {}\n", escape(&capitalise(&sheet.title)))?;
+    for (label, value) in &sheet.facts {
+        writeln!(out, "- **{label}**: {}", escape(value))?;
+    }
+    for shown in &sheet.tables {
+        writeln!(out, "\n**{}**\n", escape(&shown.caption))?;
+        table(out, shown)?;
+    }
+    for (heading, items) in &sheet.lists {
+        writeln!(out, "\n## {}\n", capitalise(heading))?;
+        for item in items {
+            writeln!(out, "- {}", escape(item))?;
+        }
     }
     Ok(())
 }

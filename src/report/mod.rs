@@ -4,6 +4,8 @@
 
 pub mod case_table;
 pub mod cold_start;
+pub mod compared;
+pub mod comparison;
 pub mod conduct;
 pub mod contract;
 pub mod csv;

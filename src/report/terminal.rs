@@ -6,6 +6,7 @@ use comfy_table::{
     Cell as Boxed, CellAlignment, ColumnConstraint, ContentLineStyle, LineStyle, TableStyle, Width,
 };
 
+use super::compared::Sheet;
 use super::prose::{printable, wrap};
 use super::table::{Cell, Column, Table};
 use super::view::View;
@@ -64,6 +65,17 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
         writeln!(out)?;
         writeln!(out, "{}", ink.strong(&rule("requirements", "", width)))?;
         left_out.extend(table(out, required, ink, width)?);
+    }
+    if !view.comparisons.is_empty() {
+        writeln!(out)?;
+        writeln!(out, "{}", ink.strong(&rule("comparison", "", width)))?;
+    }
+    for (i, compared) in view.comparisons.iter().enumerate() {
+        if i > 0 {
+            writeln!(out)?;
+        }
+        paragraph(out, "", &compared.caption, width)?;
+        left_out.extend(table(out, compared, ink, width)?);
     }
     for sweep in &view.capacity {
         writeln!(out)?;
@@ -136,6 +148,33 @@ pub fn render_table(shown: &Table, color: bool, width: usize, out: &mut impl Wri
         return Ok(());
     }
     paragraph(out, "", &format!("left out at this width: {}", left_out.join(", ")), width)
+}
+
+/// Writes a sheet.
+///
+/// # Errors
+/// Those of `out`.
+pub fn render_sheet(sheet: &Sheet, color: bool, width: usize, out: &mut impl Write) -> fmt::Result {
+    let (width, ink) = (width.max(MIN_WIDTH), Ink { color });
+    writeln!(out, "{}", ink.strong(&printable(&sheet.title)))?;
+    for (label, value) in &sheet.facts {
+        paragraph(out, &format!("{label:<10}"), value, width)?;
+    }
+    for shown in &sheet.tables {
+        writeln!(out)?;
+        for line in wrap(&printable(&shown.caption), width) {
+            writeln!(out, "{}", ink.strong(&line))?;
+        }
+        render_table(shown, color, width, out)?;
+    }
+    for (heading, items) in &sheet.lists {
+        writeln!(out)?;
+        writeln!(out, "{}", ink.strong(&rule(heading, "", width)))?;
+        for item in items {
+            paragraph(out, "– ", item, width)?;
+        }
+    }
+    Ok(())
 }
 
 fn warnings(view: &View<'_>, ink: Ink, width: usize, out: &mut impl Write) -> fmt::Result {

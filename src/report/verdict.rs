@@ -1,12 +1,15 @@
 //! Which engine did better in an experiment, said no more surely than the
 //! intervals allow. Knows medians and intervals, no format.
 
+use crate::stats::compare::verdict::percent;
+use crate::stats::compare::{Comparison, Verdict as Said};
 use crate::stats::distribution::median;
 use crate::stats::http_cost::overlap;
 use crate::stats::summary::{CaseSummary, Distribution, Interval};
 use crate::stats::window::CommonWindow;
 use crate::units::format_significant;
 
+use super::comparison::{write_interval, write_p, write_ratio};
 use super::numbers::write_latency;
 use super::prose::list;
 
@@ -33,10 +36,52 @@ pub struct Verdict {
     pub sentence: String,
 }
 
-/// Compares the cases of one experiment at one concurrency, output over the
-/// common beginnings where answers differ in length. Invalid cases do not compete.
+/// What can be said of the cases of one experiment at one concurrency: by the
+/// comparisons over rounds, where there are any, else by one measurement each.
 #[must_use]
-pub fn verdicts(cases: &[&CaseSummary], windows: &[CommonWindow]) -> Vec<Verdict> {
+pub fn verdicts(
+    cases: &[&CaseSummary],
+    comparisons: &[Comparison],
+    windows: &[CommonWindow],
+) -> Vec<Verdict> {
+    let over_rounds = comparisons.iter().filter(|comparison| {
+        cases.iter().any(|case| {
+            case.experiment == comparison.experiment && case.concurrency == comparison.concurrency
+        })
+    });
+    let over_rounds: Vec<_> = over_rounds.map(over_rounds_verdict).collect();
+    if over_rounds.is_empty() { of_one_measurement(cases, windows) } else { over_rounds }
+}
+
+/// A comparison in a sentence.
+fn over_rounds_verdict(comparison: &Comparison) -> Verdict {
+    let (base, candidate) = (&comparison.base, &comparison.candidate);
+    let ratio = write_ratio(comparison.ratio);
+    let within = write_interval(comparison).map_or(String::new(), |range| format!(" ({range})"));
+    let said = match comparison.verdict {
+        Said::Same => format!("the same within {}", percent(comparison.margin)),
+        Said::Different => {
+            let better = comparison.winning_name().unwrap_or_default();
+            format!("{better} is better, p = {}", write_p(comparison.p))
+        }
+        Said::Undecided => format!("undecided: {}", comparison.reason),
+    };
+    Verdict {
+        metric: comparison.metric.label(),
+        best: comparison.winning_engine().map(str::to_owned),
+        value: format!(
+            "{} {} {}",
+            candidate.engine,
+            format_significant(candidate.value),
+            comparison.unit
+        ),
+        sentence: format!("{ratio} times {}{within}, {said}", base.engine),
+    }
+}
+
+/// Compares single measurements, output over the common beginnings where answers
+/// differ in length. Invalid cases do not compete.
+fn of_one_measurement(cases: &[&CaseSummary], windows: &[CommonWindow]) -> Vec<Verdict> {
     let sound = || cases.iter().copied().filter(|case| case.invalid.is_empty() && case.n > 0);
     let is_cut = windows.iter().any(|window| cases.iter().any(|case| is_of(window, case)));
     let entries = |of: fn(&CaseSummary) -> Option<Estimate<'_>>| {
@@ -183,6 +228,30 @@ mod tests {
         assert_eq!(found.sentence, "1.40 times a, one measurement each, so perhaps by chance");
         let near = ttft(vec![entry("a", 100.0), entry("b", 104.0)]).unwrap();
         assert_eq!((near.best, near.sentence.as_str()), (None, "not told apart from b"));
+    }
+
+    #[test]
+    fn rounds_are_believed_before_one_measurement_each() {
+        use crate::stats::case;
+        use crate::stats::case::tests::{group, record, request};
+        let requests = [request(0, 0, &[20, 25])];
+        let of = |engine: &str| {
+            case::summarise(&group(&record(engine, "concurrent-warm", 1), &requests), &[])
+        };
+        let (a, b) = (of("a"), of("b"));
+        let mut comparison = crate::stats::compare::tests::comparison(
+            "ttft_p50",
+            "concurrent-warm",
+            1,
+            Some((0.7, 0.9)),
+        );
+        (comparison.verdict, comparison.winner) =
+            (Said::Different, Some(crate::stats::compare::Side::Candidate));
+        let found = verdicts(&[&a, &b], &[comparison]);
+        assert_eq!((found.len(), found[0].best.as_deref()), (1, Some("b")));
+        assert_eq!(found[0].sentence, "0.794 times a (0.700–0.900), b is better, p = 0.010");
+        let other = crate::stats::compare::tests::comparison("ttft_p50", "batched-warm", 1, None);
+        assert!(verdicts(&[&a, &b], &[other])[0].sentence.contains("not told apart"));
     }
 
     #[test]

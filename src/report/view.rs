@@ -30,6 +30,8 @@ pub struct View<'a> {
     pub contract: Option<Table>,
     /// In the manifest's order.
     pub experiments: Vec<Experiment<'a>>,
+    /// Engines compared over rounds, one table an experiment and pair.
+    pub comparisons: Vec<Table>,
     /// What was required, where anything was.
     pub gates: Vec<Table>,
     /// One table a pair of engines.
@@ -86,6 +88,7 @@ impl<'a> View<'a> {
             engines: engines(run),
             contract: super::contract::table(&summary.contract),
             experiments: experiments(run, summary),
+            comparisons: super::comparison::tables_of(summary),
             gates: super::gates::tables(run, &summary.gates),
             http_cost: http_cost(&summary.http_cost),
             capacity: load_table::capacity_tables(&summary.capacity),
@@ -254,7 +257,7 @@ fn experiments<'a>(run: &'a RunData, summary: &'a Summary) -> Vec<Experiment<'a>
         let widest = experiment.widest();
         let widest: Vec<_> =
             experiment.cases.iter().copied().filter(|case| case.concurrency == widest).collect();
-        experiment.verdicts = verdicts(&widest, &summary.common_window);
+        experiment.verdicts = verdicts(&widest, &summary.comparisons, &summary.common_window);
         if experiment.is_sweep() {
             let at = format!(" at C = {}", experiment.widest());
             for verdict in &mut experiment.verdicts {

@@ -22,6 +22,25 @@ impl<'a> Cell<'a> {
     pub fn valid(&self) -> impl Iterator<Item = &'a CaseSummary> {
         self.rounds.iter().copied().filter(|case| case.invalid.is_empty())
     }
+
+    /// Whether requests arrive at instants of their own.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.rounds.iter().any(|case| case.under_load.open_loop.is_some())
+    }
+
+    /// Whether the engine is cold at the start of each round.
+    #[must_use]
+    pub fn is_cold(&self) -> bool {
+        self.rounds.iter().any(|case| case.cold)
+    }
+
+    /// Whether both are of the same load, whoever bears it.
+    #[must_use]
+    pub fn is_same_load(&self, other: &Cell<'_>) -> bool {
+        self.experiment == other.experiment
+            && (self.is_open() || self.concurrency == other.concurrency)
+    }
 }
 
 /// The cells of a run, in the order in which their first rounds were measured.

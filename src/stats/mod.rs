@@ -7,6 +7,7 @@ pub mod cell;
 pub mod checks;
 pub mod client_error;
 pub mod cold_start;
+pub mod compare;
 pub mod contract;
 pub mod distribution;
 pub mod gate;
@@ -81,6 +82,7 @@ pub fn summarise(run: &RunData) -> Summary {
     let cold_starts = cold_start::summarise(run, &first_arms);
     let http_cost = http_cost::pair(&run.manifest.engines, shown);
     let capacity = capacity::capacities(&first);
+    let compared = compare_rounds(run, &grouped, &cases);
     let resources = resources::summarise(run, &first_arms);
     let mut warnings = checks::find(run, &grouped, shown, client_error.as_ref(), complete);
     warnings.extend(checks::resources::find(run, &grouped, resources.as_ref()));
@@ -98,10 +100,26 @@ pub fn summarise(run: &RunData) -> Summary {
         http_cost,
         capacity,
         gates,
+        comparisons: compared.comparisons,
+        not_compared: compared.not_compared,
         cold_starts,
         inside,
         client_error,
         resources,
         warnings,
     }
+}
+
+/// Engines beside each other, where there are rounds to tell chance from difference by.
+fn compare_rounds(
+    run: &RunData,
+    grouped: &[CaseRequests<'_>],
+    cases: &[CaseSummary],
+) -> compare::cells::Compared {
+    if cases.iter().all(|case| case.round == 0) {
+        return compare::cells::Compared::default();
+    }
+    let measured = compare::cells::Measured::new(grouped, cases, &run.journal);
+    let question = compare::cells::Question { metrics: &[], also: &[], margin: compare::MARGIN };
+    compare::cells::compare_engines(&measured, None, &question)
 }

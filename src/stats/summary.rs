@@ -10,6 +10,8 @@ use crate::engine::ErrorClass;
 use super::capacity::Capacity;
 use super::client_error::ClientErrors;
 use super::cold_start::ColdStart;
+use super::compare::Comparison;
+use super::compare::cells::NotCompared;
 use super::contract::Work;
 use super::gates::Gate;
 use super::inside::Inside;
@@ -50,6 +52,12 @@ pub struct Summary {
     /// Sweeps over rates, one an engine and load.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capacity: Vec<Capacity>,
+    /// Engines compared with the first one of their load, over the rounds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub comparisons: Vec<Comparison>,
+    /// What is in no comparison, where there are rounds to compare over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_compared: Vec<NotCompared>,
     /// What was required, and whether it was shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gates: Vec<Gate>,

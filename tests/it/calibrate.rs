@@ -1,54 +1,19 @@
 //! Yardstick measured by itself, through the binary: what it reports of answers
 //! that clients misread, and what a run says of its own error.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Output, Stdio};
+use std::process::Output;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use yardstick::record::{JournalEvent, RunData};
 
+use crate::support::served::Served;
 use crate::support::yardstick;
 
 fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
         panic!("stdout is no JSON ({error}): {}", String::from_utf8_lossy(&output.stderr))
     })
-}
-
-/// A scripted server for others, ended with the test.
-struct Served {
-    child: Child,
-    url: String,
-}
-
-impl Served {
-    fn start(arguments: &[&str]) -> Self {
-        let mut child = yardstick()
-            .args(["calibrate", "--serve"])
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut url = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut url).unwrap();
-        Self { child, url: url.trim().to_owned() }
-    }
-
-    /// Ends it as Ctrl-C would.
-    fn stop(mut self) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::INT).unwrap();
-        assert!(self.child.wait().unwrap().success(), "to be stopped is how a server ends");
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Fails where the two are further apart than a busy machine makes them.

@@ -9,6 +9,8 @@ mod build_script;
 mod calibrate;
 mod cli;
 mod cloud_run;
+#[cfg(target_os = "linux")]
+mod compare;
 mod contract;
 #[cfg(feature = "cuda")]
 mod cuda;

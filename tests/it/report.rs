@@ -7,6 +7,7 @@ mod browser;
 mod fixture;
 mod format;
 mod markup;
+mod rounds;
 mod watch;
 
 use proptest::prelude::*;
@@ -79,6 +80,32 @@ fn what_was_used_is_in_every_format() {
     let rows = csv(&run);
     assert!(rows.contains(",energy_per_output_token,J,,"), "{rows}");
     assert!(!csv(&fixture::run()).contains("energy"), "no row where nothing was looked at");
+}
+
+#[test]
+fn engines_are_compared_over_rounds_in_every_report() {
+    let run = rounds::repeat(fixture::run(), 8);
+    let summary = stats::summarise(&run);
+    let words =
+        |word: &str| summary.comparisons.iter().filter(|c| c.verdict.as_str() == word).count();
+    assert!(words("different") > 0 && words("undecided") > 0, "{}", summary.comparisons.len());
+    let (mut text, mut page, mut document) = (String::new(), String::new(), String::new());
+    report::render_terminal(&run, &summary, false, 80, &mut text).unwrap();
+    report::render_html(&run, &summary, &mut page).unwrap();
+    report::render_markdown(&run, &summary, &mut document).unwrap();
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    for words in ["comparison ─", "ollama against embedded, 8 rounds in the same run", "resampled"]
+    {
+        assert!(text.contains(words), "{words} is not in:\n{text}");
+    }
+    assert!(!text.contains("one measurement each"));
+    markup::check(&page);
+    for words in ["id=\"comparison\"", "id=\"forest-0\"", "class=\"same\"", "class=\"one\""] {
+        assert!(page.contains(words), "{words}");
+    }
+    assert!(document.contains("## Comparison"));
+    let once = terminal(&fixture::run(), false, 80);
+    assert!(!once.contains("comparison ─"), "one round compares nothing");
 }
 
 #[test]

@@ -7,8 +7,10 @@ mod capacity;
 mod charts;
 mod closing;
 mod cold_start;
+mod comparison;
 mod escape;
 mod experiment;
+mod forest;
 mod lanes;
 mod over_concurrency;
 mod over_rate;
@@ -67,6 +69,7 @@ pub fn render(run: &RunData, summary: &Summary, out: &mut impl Write) -> fmt::Re
     for (i, experiment) in page.view.experiments.iter().enumerate() {
         experiment::section(&page, i, experiment, out)?;
     }
+    comparison::section(&page, out)?;
     closing::gates(&page, out)?;
     capacity::section(&page, out)?;
     cold_start::section(&page, out)?;
@@ -111,6 +114,9 @@ fn header(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     )?;
     for (i, experiment) in page.view.experiments.iter().enumerate() {
         writeln!(out, "<li><a href=\"#e{i}\">{}</a></li>", escape(experiment.name))?;
+    }
+    if !page.view.comparisons.is_empty() {
+        out.write_str("<li><a href=\"#comparison\">Comparison</a></li>\n")?;
     }
     if !page.view.gates.is_empty() {
         out.write_str("<li><a href=\"#requirements\">Requirements</a></li>\n")?;

@@ -37,6 +37,8 @@ fn format_page_names_every_field_of_every_file() {
     }
     collect(&summary, &mut names);
     collect_required(&summary, &mut names);
+    let rounds = super::rounds::repeat(super::fixture::run(), 2);
+    collect(&super::stats::summarise(&rounds), &mut names);
     assert!(names.len() > 90, "{}", names.len());
     let missing: Vec<_> =
         names.iter().filter(|name| !FORMAT.contains(&format!("`{name}`"))).collect();

@@ -4,6 +4,8 @@ pub mod browser;
 pub mod cloud_run;
 pub mod nvml;
 pub mod scripted;
+#[cfg(target_os = "linux")]
+pub mod served;
 pub mod wire;
 
 use std::process::Command;
