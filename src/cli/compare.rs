@@ -167,7 +167,7 @@ impl Compare {
         let mut known: Vec<&str> = Vec::new();
         let mut all = Vec::new();
         for (run, grouped) in runs {
-            let mut measured = Measured::new(grouped, &run.summary.cases, &run.data.journal);
+            let mut measured = Measured::new(grouped, &run.summary.cases);
             known.extend(measured.cells.iter().map(|cell| cell.experiment));
             if !self.experiments.is_empty() {
                 measured.keep_experiments(&self.experiments);

@@ -125,6 +125,12 @@ fn table(group: &[&Comparison]) -> Table {
     let rows = group.iter().map(|comparison| row(comparison, several)).collect();
     let mut table = Table { caption: caption(group), columns, rows, ..Table::default() };
     table.notes = notes(group);
+    if group.iter().any(|comparison| comparison.common_window) {
+        table.notes.push(
+            "answers differ in length: E2EL and output are over the tokens that all engines gave"
+                .to_owned(),
+        );
+    }
     table
 }
 

@@ -119,7 +119,7 @@ fn compare_rounds(
     if cases.iter().all(|case| case.round == 0) {
         return compare::cells::Compared::default();
     }
-    let measured = compare::cells::Measured::new(grouped, cases, &run.journal);
+    let measured = compare::cells::Measured::new(grouped, cases);
     let question = compare::cells::Question { metrics: &[], also: &[], margin: compare::MARGIN };
     compare::cells::compare_engines(&measured, None, &question)
 }

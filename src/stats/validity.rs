@@ -201,3 +201,119 @@ fn short_outputs(
     };
     (mean < MIN_OUTPUT * most).then(|| invalid(WarningClass::ShortOutputs, reason())).flatten()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::record::{CaseRecord, JournalEntry, LoadRecord};
+    use crate::stats::case::tests::{failed, group, record, request};
+
+    /// What is said of cases of one load, an engine each.
+    fn judged(
+        cases: &[(&str, Vec<RequestRecord>)],
+        load: Option<&LoadRecord>,
+        journal: &[JournalEvent],
+    ) -> Vec<Vec<WarningClass>> {
+        let record = |engine: &str| CaseRecord {
+            load: load.cloned(),
+            ..record(engine, "concurrent-warm", 2)
+        };
+        let records: Vec<_> = cases.iter().map(|(engine, _)| record(engine)).collect();
+        let groups: Vec<_> = (0..)
+            .zip(records.iter().zip(cases))
+            .map(|(case, (record, (_, requests)))| CaseRequests { case, ..group(record, requests) })
+            .collect();
+        let entry = |event: &JournalEvent| JournalEntry {
+            at_ns: Timestamp::from_nanos(0),
+            event: event.clone(),
+        };
+        let run = RunData {
+            journal: journal.iter().map(entry).collect(),
+            ..crate::stats::case::tests::run(&[], Vec::new())
+        };
+        let mut summaries: Vec<_> =
+            groups.iter().map(|group| case::summarise(group, &run.journal)).collect();
+        judge(&run, &groups, &mut summaries);
+        let classes = |case: &CaseSummary| case.invalid.iter().map(|i| i.class).collect();
+        summaries.iter().map(classes).collect()
+    }
+
+    fn answers(change: impl Fn(&mut RequestRecord)) -> Vec<RequestRecord> {
+        let mut requests: Vec<_> = (0..2).map(|i| request(i, 0, &[20, 25, 30, 35])).collect();
+        requests.iter_mut().for_each(change);
+        requests
+    }
+
+    fn alone(change: impl Fn(&mut RequestRecord)) -> Vec<WarningClass> {
+        judged(&[("e", answers(change))], None, &[]).remove(0)
+    }
+
+    #[test]
+    fn case_that_did_what_was_asked_is_valid() {
+        assert!(alone(|_| {}).is_empty());
+        assert!(alone(|r| r.requested_prompt_tokens = Some(31)).is_empty());
+    }
+
+    #[test]
+    fn survivors_are_no_sample() {
+        let mut requests = answers(|_| {});
+        requests.push(failed(2, 0));
+        assert_eq!(judged(&[("e", requests)], None, &[]), [[WarningClass::Failures]]);
+    }
+
+    #[test]
+    fn case_that_was_begun_and_not_ended_is_invalid() {
+        let begun = JournalEvent::CaseStarted { case: 0 };
+        let ended = JournalEvent::CaseFinished { case: 0, client_cpu_ns: 1 };
+        let of = |journal: &[JournalEvent]| judged(&[("e", answers(|_| {}))], None, journal);
+        assert_eq!(of(&[begun.clone()]), [[WarningClass::Incomplete]]);
+        assert!(of(&[begun, ended])[0].is_empty());
+    }
+
+    #[test]
+    fn synthetic_prompts_have_their_length() {
+        let cut = alone(|request| request.requested_prompt_tokens = Some(40));
+        assert_eq!(cut, [WarningClass::ContextTruncated]);
+        let longer = alone(|request| request.requested_prompt_tokens = Some(24));
+        assert_eq!(longer, [WarningClass::UnequalPrompts]);
+        // A token or two of the tokenizer's own are no other prompt.
+        assert!(alone(|request| request.requested_prompt_tokens = Some(30)).is_empty());
+    }
+
+    #[test]
+    fn chat_that_one_engine_cuts_to_less_than_half_is_told_by_the_other() {
+        let with = |tokens| answers(move |r| r.num_prompt_tokens = Some(tokens));
+        let found = judged(&[("a", with(4_000)), ("b", with(1_026))], None, &[]);
+        assert_eq!(found, [vec![], vec![WarningClass::ContextTruncated]]);
+        // Short chats differ by their templates.
+        let short = judged(&[("a", with(60)), ("b", with(14))], None, &[]);
+        assert!(short.iter().all(Vec::is_empty));
+    }
+
+    #[test]
+    fn prompts_that_share_nothing_are_in_no_cache() {
+        let hit = |r: &mut RequestRecord| {
+            (r.requested_prompt_tokens, r.num_cached_tokens) = (Some(31), Some(16));
+        };
+        assert_eq!(alone(hit), [WarningClass::PrefixCacheHit]);
+        // A chat template is shared by all questions; a whole prompt is not.
+        assert!(alone(|request| request.num_cached_tokens = Some(20)).is_empty());
+        assert_eq!(alone(|r| r.num_cached_tokens = Some(30)), [WarningClass::PrefixCacheHit]);
+        let load =
+            LoadRecord { prefix_tokens: Some(16), ..crate::stats::open_loop::tests::load(&[]) };
+        assert!(judged(&[("e", answers(hit))], Some(&load), &[])[0].is_empty(), "meant to share");
+    }
+
+    #[test]
+    fn answers_of_another_length_are_another_load() {
+        let short = answers(|request| {
+            request.events.truncate(1);
+            request.num_output_tokens = Some(1);
+        });
+        let long = |r: &mut RequestRecord| r.num_output_tokens = Some(8);
+        let found = judged(&[("a", answers(long)), ("b", short.clone())], None, &[]);
+        assert_eq!(found, [vec![], vec![WarningClass::ShortOutputs]]);
+        assert!(judged(&[("b", short)], None, &[])[0].is_empty(), "nobody to differ from");
+    }
+}

@@ -2,17 +2,19 @@
 //! they gave, who stands beside whom within one run. What cannot be compared is
 //! listed with its reason.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap::Design;
 use super::comparison::{Comparison, Contender, Terms, compare};
 use super::metric::{Metric, Quantity};
 use super::sample::{Block, Sample};
-use crate::record::{JournalEntry, JournalEvent, RequestRecord};
-use crate::stats::case::{self, CaseRequests};
+use crate::record::RequestRecord;
+use crate::stats::case::CaseRequests;
 use crate::stats::cell::{Cell, cells};
 use crate::stats::summary::CaseSummary;
-use crate::stats::{latency, open_loop};
+use crate::stats::{latency, open_loop, throughput, window};
 
 /// What is asked of cells.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +75,9 @@ pub struct NotCompared {
 #[derive(Debug)]
 pub struct Measured<'a> {
     grouped: &'a [CaseRequests<'a>],
-    journal: &'a [JournalEntry],
+    /// Requests of its cases over the beginnings that their answers have in common, where
+    /// engines answered at different lengths.
+    beginnings: BTreeMap<u32, Vec<RequestRecord>>,
     /// One engine under one load each.
     pub cells: Vec<Cell<'a>>,
 }
@@ -81,12 +85,10 @@ pub struct Measured<'a> {
 impl<'a> Measured<'a> {
     /// Of a run's cases: all of them in `grouped`, those that were measured in `cases`.
     #[must_use]
-    pub fn new(
-        grouped: &'a [CaseRequests<'a>],
-        cases: &'a [CaseSummary],
-        journal: &'a [JournalEntry],
-    ) -> Self {
-        Self { grouped, journal, cells: cells(cases) }
+    pub fn new(grouped: &'a [CaseRequests<'a>], cases: &'a [CaseSummary]) -> Self {
+        let cut = window::cut(grouped, cases);
+        let beginnings = cut.into_iter().map(|(group, requests)| (group.case, requests)).collect();
+        Self { grouped, beginnings, cells: cells(cases) }
     }
 
     /// Leaves out all experiments but these.
@@ -110,8 +112,6 @@ impl<'a> Measured<'a> {
         for case in &cell.rounds {
             if let Some(invalid) = case.invalid.first() {
                 left_out.push((case.round, format!("invalid: {}", invalid.reason)));
-            } else if let Some(reason) = unfinished(case.case, self.journal) {
-                left_out.push((case.round, reason));
             } else {
                 usable.push(*case);
             }
@@ -119,14 +119,40 @@ impl<'a> Measured<'a> {
         (usable, left_out)
     }
 
+    /// Values over the common beginnings, for metrics that lengthen with the answer and
+    /// arms of one run; of others, over whole answers.
+    fn values(&self, metric: Metric, case: &CaseSummary, design: Design) -> Vec<f64> {
+        let whole = || values(metric, case, self.requests(case));
+        if design == Design::Unpaired {
+            return whole();
+        }
+        let Some(cut) = self.beginnings.get(&case.case) else { return whole() };
+        match metric.quantity() {
+            Quantity::E2el => cut.iter().filter_map(latency::e2el_ms).collect(),
+            Quantity::OutputTokensPerS => {
+                let requests: Vec<&RequestRecord> = cut.iter().collect();
+                throughput::output_tokens_per_s(&requests).into_iter().collect()
+            }
+            _ => whole(),
+        }
+    }
+
+    /// Whether a metric of a cell is over the common beginnings.
+    fn is_cut(&self, cell: &Cell<'_>, metric: Metric, design: Design) -> bool {
+        design != Design::Unpaired
+            && matches!(metric.quantity(), Quantity::E2el | Quantity::OutputTokensPerS)
+            && cell.rounds.iter().any(|case| self.beginnings.contains_key(&case.case))
+    }
+
     fn sample(
         &self,
         rounds: &[&CaseSummary],
         metric: Metric,
+        design: Design,
     ) -> Result<(Sample, Vec<(u32, String)>), String> {
         let (mut blocks, mut left_out) = (Vec::new(), Vec::new());
         for case in rounds {
-            match Block::new(case.round, values(metric, case, self.requests(case))) {
+            match Block::new(case.round, self.values(metric, case, design)) {
                 Some(block) => blocks.push(block),
                 None => left_out.push((case.round, absence(metric, case))),
             }
@@ -143,13 +169,14 @@ impl<'a> Measured<'a> {
         cell: &Cell<'a>,
         rounds: &[&CaseSummary],
         metric: Metric,
+        design: Design,
     ) -> Result<(Contender<'a>, Vec<(u32, String)>), String> {
-        let (sample, left_out) = self.sample(rounds, metric)?;
+        let (sample, left_out) = self.sample(rounds, metric, design)?;
         let again = self
             .cells
             .iter()
             .find(|other| other.again && other.engine == cell.engine && other.is_same_load(cell));
-        let again = again.and_then(|cell| self.sample(&self.usable(cell).0, metric).ok());
+        let again = again.and_then(|cell| self.sample(&self.usable(cell).0, metric, design).ok());
         let engine = cell.engine;
         let survivors = survivors(metric, engine, rounds);
         let again = again.map(|(sample, _)| sample);
@@ -180,14 +207,15 @@ pub fn compare_cells<'a>(
     }
     let cell = base.1;
     for metric in question.of(cell) {
-        let contenders = base.0.contender(base.1, &mine, metric).and_then(|mine| {
-            let others = candidate.0.contender(candidate.1, &others, metric)?;
+        let contenders = base.0.contender(base.1, &mine, metric, design).and_then(|mine| {
+            let others = candidate.0.contender(candidate.1, &others, metric, design)?;
             Ok((mine, others))
         });
         let terms = Terms {
             experiment: cell.experiment,
             concurrency: cell.concurrency,
             metric,
+            common_window: base.0.is_cut(base.1, metric, design),
             design,
             margin: question.margin,
         };
@@ -269,25 +297,6 @@ impl NotCompared {
             reason,
         }
     }
-}
-
-/// Why a round's numbers are not those of a whole round.
-fn unfinished(case: u32, journal: &[JournalEntry]) -> Option<String> {
-    if let Some(message) = case::failure(case, journal) {
-        return Some(format!("it did not reach its end: {message}"));
-    }
-    let has = |event: fn(&JournalEvent) -> Option<u32>| {
-        journal.iter().any(|entry| event(&entry.event) == Some(case))
-    };
-    let started = has(|event| match event {
-        JournalEvent::CaseStarted { case } => Some(*case),
-        _ => None,
-    });
-    let finished = has(|event| match event {
-        JournalEvent::CaseFinished { case, .. } => Some(*case),
-        _ => None,
-    });
-    (started && !finished).then(|| "it did not reach its end".to_owned())
 }
 
 fn survivors(metric: Metric, engine: &str, rounds: &[&CaseSummary]) -> Option<String> {

@@ -20,6 +20,9 @@ pub struct Comparison {
     pub concurrency: u32,
     /// What is compared.
     pub metric: Metric,
+    /// Whether it is over the tokens that all engines gave, since answers differ in length.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub common_window: bool,
     /// Unit of the values.
     pub unit: String,
     /// Which values are good ones.
@@ -85,6 +88,8 @@ pub struct Terms<'a> {
     pub concurrency: u32,
     /// What is compared.
     pub metric: Metric,
+    /// Whether it is over the tokens that all engines gave.
+    pub common_window: bool,
     /// How the rounds belong together.
     pub design: Design,
     /// Half-width of sameness, a share.
@@ -135,6 +140,7 @@ pub fn compare(
         experiment: terms.experiment.to_owned(),
         concurrency: terms.concurrency,
         metric: terms.metric,
+        common_window: terms.common_window,
         unit: terms.metric.unit().to_owned(),
         better: terms.metric.better(),
         base: arms.0,

@@ -15,7 +15,7 @@ use super::sample::Sample;
 use super::sample::tests::sample;
 use super::verdict::decide;
 use super::*;
-use crate::record::{CaseRecord, JournalEntry, JournalEvent, RequestRecord};
+use crate::record::{CaseRecord, RequestRecord};
 use crate::stats::case::tests::{failed, record, request};
 use crate::stats::case::{self, CaseRequests};
 use crate::stats::summary::Invalid;
@@ -66,6 +66,7 @@ fn compared(base: &Sample, candidate: &Sample, design: Design) -> Comparison {
         experiment: "concurrent-warm",
         concurrency: 10,
         metric: Metric::TTFT_P50,
+        common_window: false,
         design,
         margin: MARGIN,
     };
@@ -187,6 +188,7 @@ fn difference_within_the_measured_noise_floor_is_undecided() {
         experiment: "concurrent-warm",
         concurrency: 1,
         metric: Metric::TTFT_P50,
+        common_window: false,
         design: Design::Paired,
         margin: MARGIN,
     };
@@ -215,7 +217,6 @@ fn run(rounds: u32, scale: u64) -> (Vec<CaseRecord>, Vec<Vec<RequestRecord>>) {
 
 fn in_run(
     (records, requests): &(Vec<CaseRecord>, Vec<Vec<RequestRecord>>),
-    journal: &[JournalEntry],
     metrics: &[Metric],
     spoil: impl Fn(&mut crate::stats::summary::CaseSummary),
 ) -> Compared {
@@ -227,15 +228,15 @@ fn in_run(
             requests: requests.iter().collect(),
         })
         .collect();
-    let mut cases: Vec<_> = grouped.iter().map(|group| case::summarise(group, journal)).collect();
+    let mut cases: Vec<_> = grouped.iter().map(|group| case::summarise(group, &[])).collect();
     cases.iter_mut().for_each(spoil);
-    let measured = Measured::new(&grouped, &cases, journal);
+    let measured = Measured::new(&grouped, &cases);
     compare_engines(&measured, None, &Question { metrics, also: &[], margin: MARGIN })
 }
 
 #[test]
 fn engines_of_a_run_are_compared_with_the_first_one() {
-    let found = in_run(&run(8, 13), &[], &[], |_| {});
+    let found = in_run(&run(8, 13), &[], |_| {});
     let words: Vec<_> = found.comparisons.iter().map(|c| c.metric.to_string()).collect();
     assert_eq!(words, ["ttft_p50", "tpot_p50", "e2el_p50", "output_tokens_per_s"]);
     for comparison in &found.comparisons {
@@ -247,15 +248,15 @@ fn engines_of_a_run_are_compared_with_the_first_one() {
 }
 
 #[test]
-fn invalid_and_unfinished_rounds_are_never_in_a_sample_and_are_listed() {
-    let at_ns = crate::clock::Timestamp::from_nanos(0);
-    // Case 3 is the second engine's round 1.
-    let journal = [JournalEntry { at_ns, event: JournalEvent::CaseStarted { case: 3 } }];
-    let found = in_run(&run(8, 13), &journal, &[Metric::TTFT_P50], |case| {
-        if case.engine == "first" && case.round == 5 {
-            let reason = "3 of 64 tokens".to_owned();
-            case.invalid.push(Invalid { class: WarningClass::ShortOutputs, reason });
-        }
+fn invalid_rounds_are_never_in_a_sample_and_are_listed() {
+    let found = in_run(&run(8, 13), &[Metric::TTFT_P50], |case| {
+        let reason = match (case.engine.as_str(), case.round) {
+            ("first", 5) => "3 of 64 tokens",
+            ("second", 1) => "it did not reach its end",
+            _ => return,
+        };
+        let reason = reason.to_owned();
+        case.invalid.push(Invalid { class: WarningClass::ShortOutputs, reason });
     });
     let comparison = &found.comparisons[0];
     assert_eq!((comparison.base.rounds, comparison.candidate.rounds), (6, 6));
@@ -269,10 +270,10 @@ fn invalid_and_unfinished_rounds_are_never_in_a_sample_and_are_listed() {
         listed,
         [
             ("first", Some(5), "invalid: 3 of 64 tokens"),
-            ("second", Some(1), "it did not reach its end")
+            ("second", Some(1), "invalid: it did not reach its end")
         ]
     );
-    let all = in_run(&run(8, 13), &[], &[Metric::TTFT_P50], |case| {
+    let all = in_run(&run(8, 13), &[Metric::TTFT_P50], |case| {
         if case.engine == "second" {
             let reason = "other prompts".to_owned();
             case.invalid.push(Invalid { class: WarningClass::UnequalPrompts, reason });
@@ -286,7 +287,7 @@ fn invalid_and_unfinished_rounds_are_never_in_a_sample_and_are_listed() {
 fn survivors_are_shown_and_not_judged() {
     let mut run = run(8, 13);
     run.1[3][1] = failed(1, 0);
-    let found = in_run(&run, &[], &[Metric::TTFT_P50], |_| {});
+    let found = in_run(&run, &[Metric::TTFT_P50], |_| {});
     let comparison = &found.comparisons[0];
     assert_eq!((comparison.verdict, comparison.interval), (Verdict::Undecided, None));
     assert_eq!(comparison.reason, "1 of 16 requests of second failed: the rest are survivors");
@@ -309,7 +310,7 @@ fn second_arms_give_the_noise_floor_and_are_not_compared() {
         run.0.push(again);
         run.1.push(vec![request(0, 0, &[101, 205, 400]), request(1, 0, &[111, 211, 411])]);
     }
-    let found = in_run(&run, &[], &[Metric::TTFT_P50], |_| {});
+    let found = in_run(&run, &[Metric::TTFT_P50], |_| {});
     assert_eq!(found.comparisons.len(), 1);
     let comparison = &found.comparisons[0];
     assert_eq!(comparison.base.noise.unwrap().source, NoiseSource::Measured);
@@ -364,4 +365,19 @@ fn direction_decides_who_is_better() {
     };
     assert_eq!(decide(&evidence(Better::Lower)).winner, Some(Side::Candidate));
     assert_eq!(decide(&evidence(Better::Higher)).winner, Some(Side::Base));
+}
+
+#[test]
+fn answers_of_different_length_are_compared_over_their_common_beginnings() {
+    let mut run = run(8, 10);
+    // The second engine, as fast as the first, ends after two of three tokens.
+    for request in run.1.iter_mut().skip(1).step_by(2).flatten() {
+        request.events.pop();
+        request.num_output_tokens = Some(2);
+        request.done_ns = request.events[1].0;
+    }
+    let found = in_run(&run, &["e2el_p50".parse().unwrap(), Metric::TTFT_P50], |_| {});
+    let [e2el, ttft] = &found.comparisons[..] else { panic!("{found:?}") };
+    assert!(e2el.common_window && !ttft.common_window);
+    assert!((e2el.ratio - 1.0).abs() < 1e-9, "{e2el:?}");
 }
