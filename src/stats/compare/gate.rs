@@ -2,11 +2,12 @@
 //! the metric grew by more than 5 %. Knows comparisons, no exit code.
 
 use std::fmt;
+use std::slice;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::cells::{Compared, NotCompared};
+use super::cells::{Compared, NotCompared, is_named};
 use super::comparison::Comparison;
 use super::metric::Metric;
 use super::verdict::percent;
@@ -113,7 +114,7 @@ impl Gate {
     }
 
     fn is_about(&self, experiment: &str, concurrency: u32) -> bool {
-        self.experiment.as_ref().is_none_or(|name| name == experiment)
+        self.experiment.as_ref().is_none_or(|name| is_named(experiment, slice::from_ref(name)))
             && self.concurrency.is_none_or(|c| c == concurrency)
     }
 
