@@ -157,7 +157,7 @@ impl Lifecycles {
     /// Whether yardstick starts an engine's process.
     #[must_use]
     pub fn starts(&self, engine: usize) -> bool {
-        self.keeper(engine).is_some_and(|keeper| !keeper.was_found_running())
+        self.keeper(engine).is_some_and(|keeper| keeper.origin() == Origin::Started)
     }
 
     /// Whether engines may hold memory at once.

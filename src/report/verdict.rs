@@ -247,11 +247,11 @@ mod tests {
         );
         (comparison.verdict, comparison.winner) =
             (Said::Different, Some(crate::stats::compare::Side::Candidate));
-        let found = verdicts(&[&a, &b], &[comparison]);
+        let found = verdicts(&[&a, &b], &[comparison], &[]);
         assert_eq!((found.len(), found[0].best.as_deref()), (1, Some("b")));
         assert_eq!(found[0].sentence, "0.794 times a (0.700–0.900), b is better, p = 0.010");
         let other = crate::stats::compare::tests::comparison("ttft_p50", "batched-warm", 1, None);
-        assert!(verdicts(&[&a, &b], &[other])[0].sentence.contains("not told apart"));
+        assert!(verdicts(&[&a, &b], &[other], &[])[0].sentence.contains("not told apart"));
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub fn summarise(run: &RunData) -> Summary {
     let cold_starts = cold_start::summarise(run, &first_arms);
     let http_cost = http_cost::pair(&run.manifest.engines, shown);
     let capacity = capacity::capacities(&first);
-    let compared = compare_rounds(run, &grouped, &cases);
+    let compared = compare_rounds(&grouped, &cases);
     let resources = resources::summarise(run, &first_arms);
     let mut warnings = checks::find(run, &grouped, shown, client_error.as_ref(), complete);
     warnings.extend(checks::resources::find(run, &grouped, resources.as_ref()));
@@ -111,11 +111,7 @@ pub fn summarise(run: &RunData) -> Summary {
 }
 
 /// Engines beside each other, where there are rounds to tell chance from difference by.
-fn compare_rounds(
-    run: &RunData,
-    grouped: &[CaseRequests<'_>],
-    cases: &[CaseSummary],
-) -> compare::cells::Compared {
+fn compare_rounds(grouped: &[CaseRequests<'_>], cases: &[CaseSummary]) -> compare::cells::Compared {
     if cases.iter().all(|case| case.round == 0) {
         return compare::cells::Compared::default();
     }

@@ -41,6 +41,7 @@ pub(crate) fn comparison(
         experiment: experiment.to_owned(),
         concurrency,
         metric,
+        common_window: false,
         unit: metric.unit().to_owned(),
         better: metric.better(),
         base: arm("a", 10.0),
@@ -295,7 +296,7 @@ fn survivors_are_shown_and_not_judged() {
 
 #[test]
 fn metric_that_a_load_has_not_is_listed_with_its_reason() {
-    let found = in_run(&run(2, 13), &[], &[Metric::COLD_TTFT, "itl_p90".parse().unwrap()], |_| {});
+    let found = in_run(&run(2, 13), &[Metric::COLD_TTFT, "itl_p90".parse().unwrap()], |_| {});
     assert_eq!(found.comparisons, []);
     let reasons: Vec<_> = found.not_compared.iter().map(|n| n.reason.as_str()).collect();
     assert_eq!(reasons, ["the engine was not cold", "n too small: 8 < 29"]);
