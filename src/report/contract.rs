@@ -19,7 +19,10 @@ pub fn table(works: &[Work]) -> Option<Table> {
             Cell::or_absent(work.prompt_tokens.map(span), "nobody counted them"),
             Cell::or_absent(work.output_tokens.map(span), "nobody counted them"),
             Cell::or_absent(work.asked_output_tokens.map(span), "none was asked for"),
-            told(work.cached_share.map(|share| format_significant(share * 100.0))),
+            told(work.cached_share.map(|share| match share * 100.0 {
+                0.0 => "0".to_owned(),
+                percent => format_significant(percent),
+            })),
             told(work.precision.clone()),
             told(work.max_model_len.map(|len| len.to_string())),
             told(work.parallel_slots.map(|slots| slots.to_string())),

@@ -64,6 +64,7 @@ fn run_measures_its_own_client_before_and_after() {
             .args(["run", "--engine", &format!("openai={}", served.url), "--json", "--out"])
             .arg(out)
             .args(["--experiment", "concurrent-warm", "--concurrency", "4", "--max-tokens", "8"])
+            .args(["--warm-up", "1"])
             .args(more)
             .output()
             .unwrap();

@@ -212,6 +212,7 @@ fn warnings_name_each_doubt_once() {
         [
             WarningClass::UnequalPrecision,
             WarningClass::UnequalPrompts,
+            WarningClass::UnequalContext,
             WarningClass::FewSamples,
             WarningClass::Failures,
             WarningClass::DummyWeights,
@@ -247,7 +248,7 @@ fn trouble_of_every_kind_is_warned_of() {
     let mut classes: Vec<_> = summary.warnings.iter().map(|warning| warning.class).collect();
     classes.sort();
     classes.dedup();
-    assert_eq!(classes.len(), 14, "{classes:?}");
+    assert_eq!(classes.len(), 16, "{classes:?}");
     insta::assert_snapshot!(
         summary
             .warnings

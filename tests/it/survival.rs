@@ -19,7 +19,7 @@ use crate::support::{nvml, yardstick};
 fn arguments(url: &str, out: &Path) -> Vec<String> {
     let text = format!(
         "run --experiment sequential-cold --experiment concurrent-warm --concurrency 2 \
-         --requests 1000 --max-tokens 8 --engine vllm={url} --out {}",
+         --requests 1000 --max-tokens 8 --warm-up 1 --engine vllm={url} --out {}",
         out.display()
     );
     text.split_whitespace().map(str::to_owned).collect()

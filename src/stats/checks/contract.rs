@@ -48,13 +48,17 @@ pub(super) fn fewer_slots(facts: &Facts<'_>, engine: &EngineRecord) -> Option<Wa
 /// One warning an engine, with every reason and the cases that it is about.
 pub(super) fn invalid_cases(facts: &Facts<'_>, engine: &EngineRecord) -> Option<Warning> {
     let mut reasons: BTreeMap<(WarningClass, &str), Vec<&CaseSummary>> = BTreeMap::new();
-    for case in facts.cases_of(engine) {
+    // Failures have a warning of their own.
+    let named = |case: &&CaseSummary| {
+        case.invalid.iter().any(|invalid| invalid.class != WarningClass::Failures)
+    };
+    for case in facts.cases_of(engine).filter(named) {
         for invalid in &case.invalid {
             reasons.entry((invalid.class, &invalid.reason)).or_default().push(case);
         }
     }
-    let cases = facts.cases_of(engine).filter(|case| !case.invalid.is_empty()).count();
-    let named: Vec<_> = reasons
+    let cases = facts.cases_of(engine).filter(named).count();
+    let described: Vec<_> = reasons
         .into_iter()
         .map(|((_, reason), cases)| format!("{}: {reason}", name_cases(cases.into_iter())))
         .collect();
@@ -62,7 +66,7 @@ pub(super) fn invalid_cases(facts: &Facts<'_>, engine: &EngineRecord) -> Option<
         about(
             WarningClass::InvalidCases,
             Some(engine),
-            format!("{} not compared, {}", count(cases, "case"), named.join("; ")),
+            format!("{} not compared, {}", count(cases, "case"), described.join("; ")),
             "they measured something else than was asked for: their numbers are shown, and are in \
              no comparison and no mean",
         )

@@ -128,7 +128,7 @@ pub(super) fn failures(facts: &Facts<'_>, engine: &EngineRecord) -> Option<Warni
             name_cases(cases),
             named.join("; "),
         ),
-        format!("latencies are those of the survivors; {}", remedy(*main)),
+        format!("latencies are those of the survivors, and are not compared; {}", remedy(*main)),
     ))
 }
 

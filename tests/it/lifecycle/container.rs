@@ -135,7 +135,10 @@ fn container_is_started_with_its_gpu_and_port_and_is_gone_at_the_end() {
     let name = runs[0].split_whitespace().nth(3).unwrap();
     let model = bench.path("tiny");
     assert!(runs[0].starts_with(&format!("run --rm --name {name} --publish 127.0.0.1:")));
-    let end = format!(":8000 --env HF_TOKEN --gpus=all engine:1 serve {}", model.display());
+    let end = format!(
+        ":8000 --env HF_TOKEN --env YARDSTICK_ENGINE_MARK --gpus=all engine:1 serve {}",
+        model.display()
+    );
     assert!(runs[0].ends_with(&end), "{calls}");
     assert_ne!(runs[0], runs[1], "each start has a name of its own");
     assert!(calls.contains(&format!("rm --force {name}")), "{calls}");
