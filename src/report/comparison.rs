@@ -10,6 +10,9 @@ use crate::units::format_significant;
 use super::prose::list;
 use super::table::{Cell, Column, Table};
 
+/// More metrics than this that share a reason are named together.
+const MAX_NAMED: usize = 5;
+
 /// The tables of comparisons, in the order in which their pairs first come.
 #[must_use]
 pub fn tables(comparisons: &[Comparison]) -> Vec<Table> {
@@ -175,10 +178,12 @@ fn notes(group: &[&Comparison]) -> Vec<String> {
             None => reasons.push((&comparison.reason, vec![label])),
         }
     }
-    let mut notes: Vec<String> = reasons
-        .into_iter()
-        .map(|(reason, labels)| format!("undecided, {}: {reason}", list(&labels)))
-        .collect();
+    let all = |labels: &[String]| labels.len() == group.len() && labels.len() > MAX_NAMED;
+    let named = |(reason, labels): (&str, Vec<String>)| {
+        let which = if all(&labels) { "every metric".to_owned() } else { list(&labels) };
+        format!("undecided, {which}: {reason}")
+    };
+    let mut notes: Vec<String> = reasons.into_iter().map(named).collect();
     notes.push(format!("ratio is candidate / base; same means within {}", percent(first.margin)));
     notes
 }
