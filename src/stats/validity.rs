@@ -267,7 +267,7 @@ mod tests {
         let begun = JournalEvent::CaseStarted { case: 0 };
         let ended = JournalEvent::CaseFinished { case: 0, client_cpu_ns: 1 };
         let of = |journal: &[JournalEvent]| judged(&[("e", answers(|_| {}))], None, journal);
-        assert_eq!(of(&[begun.clone()]), [[WarningClass::Incomplete]]);
+        assert_eq!(of(std::slice::from_ref(&begun)), [[WarningClass::Incomplete]]);
         assert!(of(&[begun, ended])[0].is_empty());
     }
 
