@@ -88,21 +88,21 @@ fn work(engine: &EngineRecord, requests: &[&RequestRecord]) -> Work {
         prompt_tokens: span(|request| request.num_prompt_tokens),
         output_tokens: span(|request| request.num_output_tokens),
         asked_output_tokens: span(|request| Some(request.max_tokens)),
-        cached_share: cached_share(requests),
+        cached_share: cached_share(requests.iter().copied()),
         precision: info.and_then(|info| info.precision.clone()),
         max_model_len: info.and_then(|info| info.max_model_len),
         parallel_slots: parallel_slots(engine),
     }
 }
 
+/// Share of the prompt tokens that a prefix cache had, of the requests that tell;
+/// `None` where none does.
 #[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
-fn cached_share(requests: &[&RequestRecord]) -> Option<f64> {
-    let told = || {
-        let both = |r: &&RequestRecord| r.num_cached_tokens.zip(r.num_prompt_tokens);
-        requests.iter().filter_map(both)
-    };
-    let prompt = told().fold(0_u64, |sum, (_, prompt)| sum + u64::from(prompt));
-    let cached = told().fold(0_u64, |sum, (cached, _)| sum + u64::from(cached));
+pub(super) fn cached_share<'a>(requests: impl Iterator<Item = &'a RequestRecord>) -> Option<f64> {
+    let told = requests.filter_map(|r| r.num_cached_tokens.zip(r.num_prompt_tokens));
+    let (cached, prompt) = told.fold((0_u64, 0_u64), |(cached, prompt), (c, p)| {
+        (cached + u64::from(c), prompt + u64::from(p))
+    });
     (prompt > 0).then(|| cached as f64 / prompt as f64)
 }
 
@@ -124,7 +124,7 @@ mod tests {
         let mut told = request(0, 0, &[20]);
         (told.num_prompt_tokens, told.num_cached_tokens) = (Some(40), Some(10));
         let silent = request(1, 0, &[20]);
-        assert_eq!(cached_share(&[&told, &silent]), Some(0.25));
-        assert_eq!(cached_share(&[&silent]), None);
+        assert_eq!(cached_share([&told, &silent].into_iter()), Some(0.25));
+        assert_eq!(cached_share([&silent].into_iter()), None);
     }
 }

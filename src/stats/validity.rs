@@ -8,6 +8,7 @@ use crate::infer::device::is_emulated;
 use crate::record::{JournalEvent, RequestRecord, RunData};
 
 use super::case::{self, CaseRequests, LoadKey};
+use super::contract::cached_share;
 use super::summary::{CaseSummary, Invalid};
 use super::warnings::WarningClass;
 
@@ -30,7 +31,7 @@ const MIN_OUTPUT: f64 = 0.25;
 /// Says of every case why its numbers may not be compared, where they may not.
 pub fn judge(run: &RunData, groups: &[CaseRequests<'_>], cases: &mut [CaseSummary]) {
     let longest = longest_chat_prompts(groups);
-    let outputs = mean_outputs(groups);
+    let outputs = mean_outputs(groups, cases);
     for case in cases {
         let Some(group) = groups.iter().find(|group| group.case == case.case) else { continue };
         case.invalid = [
@@ -40,7 +41,7 @@ pub fn judge(run: &RunData, groups: &[CaseRequests<'_>], cases: &mut [CaseSummar
             truncated_context(group, &longest),
             lengthened_prompts(group),
             cached(group),
-            short_outputs(group, &outputs),
+            short_outputs(case, group, &outputs),
         ]
         .into_iter()
         .flatten()
@@ -137,7 +138,6 @@ fn lengthened_prompts(group: &CaseRequests<'_>) -> Option<Invalid> {
 
 /// Hits that the prompts themselves do not explain. Loads that are meant to
 /// share (equal prompts, prefixes, conversations, traces) are left out.
-#[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
 fn cached(group: &CaseRequests<'_>) -> Option<Invalid> {
     let shares = group.record.load.as_ref().is_some_and(|load| {
         load.prefix_tokens.is_some() || load.turns.is_some() || load.source.is_some()
@@ -149,16 +149,9 @@ fn cached(group: &CaseRequests<'_>) -> Option<Invalid> {
     if shares || prompts.len() < sent {
         return None;
     }
-    let counted = || {
-        let both =
-            |request: &RequestRecord| request.num_cached_tokens.zip(request.num_prompt_tokens);
-        group.completed().filter_map(both)
-    };
-    let hits = counted().fold(0_u64, |sum, (cached, _)| sum + u64::from(cached));
-    let tokens = counted().fold(0_u64, |sum, (_, prompt)| sum + u64::from(prompt));
     let is_synthetic = group.completed().all(|request| request.requested_prompt_tokens.is_some());
     let most = if is_synthetic { MAX_CACHED } else { MAX_CACHED_CHAT };
-    let share = hits as f64 / tokens.max(1) as f64;
+    let share = cached_share(group.completed()).unwrap_or(0.0);
     (share > most)
         .then(|| {
             let percent = share * 100.0;
@@ -172,10 +165,14 @@ fn cached(group: &CaseRequests<'_>) -> Option<Invalid> {
 }
 
 /// Of each load, the longest mean answer that an engine gave.
-fn mean_outputs<'a>(groups: &[CaseRequests<'a>]) -> BTreeMap<LoadKey<'a>, f64> {
+fn mean_outputs<'a>(
+    groups: &[CaseRequests<'a>],
+    cases: &[CaseSummary],
+) -> BTreeMap<LoadKey<'a>, f64> {
     let mut longest = BTreeMap::new();
-    for group in groups {
-        if let Some(mean) = mean_output(group) {
+    for case in cases {
+        let group = groups.iter().find(|group| group.case == case.case);
+        if let (Some(group), Some(mean)) = (group, case.mean_output_tokens) {
             let most = longest.entry(group.load_key()).or_insert(0.0);
             *most = mean.max(*most);
         }
@@ -183,17 +180,12 @@ fn mean_outputs<'a>(groups: &[CaseRequests<'a>]) -> BTreeMap<LoadKey<'a>, f64> {
     longest
 }
 
-fn mean_output(group: &CaseRequests<'_>) -> Option<f64> {
-    let counts: Vec<f64> =
-        group.completed().filter_map(|r| r.num_output_tokens).map(f64::from).collect();
-    super::distribution::mean(&counts)
-}
-
 fn short_outputs(
+    case: &CaseSummary,
     group: &CaseRequests<'_>,
     longest: &BTreeMap<LoadKey<'_>, f64>,
 ) -> Option<Invalid> {
-    let (mean, most) = (mean_output(group)?, *longest.get(&group.load_key())?);
+    let (mean, most) = (case.mean_output_tokens?, *longest.get(&group.load_key())?);
     let reason = || {
         format!(
             "its answers have {mean:.1} tokens on average, another engine's to the same prompts {most:.1}"
