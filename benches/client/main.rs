@@ -1,10 +1,14 @@
 //! What our own client adds to the times it reports, and what it costs: driver,
 //! adapter and recorder as in a run, against the scripted server, which notes
 //! when it really wrote. Both sides read one clock, and the records go to disk.
+//! Beside it, in the same run, what a reader costs that does nothing else.
 //!
 //! `cargo bench --bench client [-- STREAMS REQUESTS TTFT_MS GAP_MS]`; without
 //! arguments at 10, 100 and 1,000 streams, and the cost of decoding alone.
 #![expect(clippy::unwrap_used, reason = "a bench that cannot run has nothing to report")]
+
+#[cfg(target_os = "linux")]
+mod bare_reader;
 
 use std::io::Write;
 use std::time::Duration;
@@ -23,7 +27,7 @@ use yardstick::stats::summary::Distribution;
 /// Streams, requests, TTFT and gap in ms. The second and third are those of
 /// the peers' table in docs/PERFORMANCE.md.
 const LOADS: [(u32, u32, u64, u64); 3] =
-    [(10, 200, 20, 5), (100, 1000, 100, 20), (1000, 2000, 200, 50)];
+    [(10, 1000, 20, 5), (100, 1000, 100, 20), (1000, 2000, 200, 50)];
 
 fn main() {
     let numbers: Vec<u64> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
@@ -52,6 +56,18 @@ fn load(streams: u32, requests: u32, ttft_ms: u64, gap_ms: u64) {
     hardware::allow_streams(u64::from(streams) * 2).unwrap();
     let (trial, (data, error)) = measured(streams, requests, ttft_ms, gap_ms, false);
     report(&trial, &data, &error);
+    #[cfg(target_os = "linux")]
+    {
+        let bare = bare_reader::cpu_per_token_event(&trial.script, streams, trial.num_bursts);
+        let bare_us = bare.as_secs_f64() * 1e6;
+        let times = error.cpu_us_per_token_event.unwrap_or_default() / bare_us;
+        writeln!(
+            std::io::stdout().lock(),
+            "a bare reader of the same streams: {bare_us:.2} us a token event; the client takes \
+             {times:.2} times that"
+        )
+        .unwrap();
+    }
 }
 
 fn measured(
