@@ -23,6 +23,7 @@ pub mod probe;
 pub mod record;
 pub mod report;
 pub mod server;
+pub mod sizing;
 pub mod stats;
 pub mod units;
 pub mod workload;
