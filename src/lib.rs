@@ -7,7 +7,7 @@
 //! [`engine`], while a [`probe`] looks at what is used; what happens is written by [`record`]; [`stats`] derives numbers
 //! and [`report`] shows them. [`infer`] is the embedded engine, [`server`] puts
 //! it behind HTTP, [`catalog`] finds its weights, [`lifecycle`] starts and stops
-//! engines that are processes of their own.
+//! engines that are processes of their own. [`sizing`] says beforehand what fits.
 
 pub mod catalog;
 pub mod cli;

@@ -89,48 +89,19 @@ pub fn size(
     let device = config.device.unwrap_or(ComputeDevice::Cpu);
     let dtype = ComputeDtype::resolve(config.dtype, &model.stored, device)
         .map_err(|error| error.to_string())?;
-    let bounds = shares(&config, dtype, model, target)?;
-    let sized = bounds.map(|share| KvSizing::new(&config, dtype, &model.config, share));
-    let [low, expected, high] = sized;
-    let (starts, error) = match (&low, &expected, &high) {
-        (Ok(_), ..) => (Verdict::Yes, None),
-        (Err(error), Ok(_), _) => (Verdict::Likely, Some(error.to_string())),
-        (_, Err(error), Ok(_)) => (Verdict::Unlikely, Some(error.to_string())),
-        (_, Err(error), Err(_)) => (Verdict::No, Some(error.to_string())),
-    };
-    // A pool that is refused for its length is shown without the length.
-    let any_length = EngineConfig { max_model_len: None, ..config.clone() };
-    let pools = bounds.map(|share| KvSizing::new(&any_length, dtype, &model.config, share).ok());
-    let own = [low.ok(), expected.ok(), high.ok()];
-    let of = |bound: usize| own[bound].or(pools[bound]);
-    let blocks = |bound: usize| of(bound).map_or(0, |pool| pool.num_blocks as u64);
-    let blocks = Count { low: blocks(0), expected: blocks(1), high: blocks(2) };
+    let pools = Pools::new(&config, dtype, model, target)?;
     let bytes_per_token = model.config.kv_bytes_per_token(KvElement::of(dtype).num_bytes()) as u64;
     let block_size = config.block_size as u64;
-    let block_bytes = bytes_per_token * block_size;
-    let pool = Amount::between(
-        [blocks.low * block_bytes, blocks.expected * block_bytes, blocks.high * block_bytes],
-        Source::Computed,
-        "the engine's own arithmetic",
-    );
     let limit = model.config.max_position_embeddings as u64;
-    let max_model_len = match (of(1), settings.max_model_len) {
-        (_, MaxModelLen::Tokens(tokens)) => tokens,
-        (Some(pool), _) => pool.max_model_len as u64,
-        (None, _) => limit,
+    let max_model_len = match settings.max_model_len {
+        MaxModelLen::Tokens(tokens) => tokens,
+        MaxModelLen::Unset | MaxModelLen::Auto => pools.max_model_len.unwrap_or(limit),
     };
-    let tokens = blocks.map(|blocks| blocks * block_size);
-    let mut parts = vec![Part::inside("weights", weight_bytes(model, dtype))];
-    if let Target::Gpu(_) = target {
-        parts.push(Part::inside("CUDA context", activation::context()));
-    }
-    parts.push(Part::inside("KV cache", pool));
-    let total = match target {
-        Target::Cpu => None,
-        Target::Gpu(gpu) => Some(gpu.cuda_total.clone()),
+    let tokens = pools.blocks.map(|blocks| blocks * block_size);
+    let (total, place) = match target {
+        Target::Cpu => (None, "on this machine's processors"),
+        Target::Gpu(gpu) => (Some(gpu.cuda_total.clone()), "on the GPU"),
     };
-    let budget = total.as_ref().map(|total| total.share(config.gpu_memory_utilization));
-    let place = if total.is_some() { "on the GPU" } else { "on this machine's processors" };
     Ok(EngineAnswer {
         engine: "embedded",
         title: format!("embedded engine, {place}"),
@@ -141,24 +112,81 @@ pub fn size(
             ("max_num_seqs", config.max_num_seqs.to_string()),
             ("max_num_batched_tokens", config.max_num_batched_tokens.to_string()),
         ]),
+        budget: total.as_ref().map(|total| total.share(config.gpu_memory_utilization)),
         total,
-        budget,
-        parts,
+        parts: parts(model, dtype, target, pools.blocks, bytes_per_token * block_size),
         kv_bytes_per_token: bytes_per_token,
         block_size: Some(block_size),
-        blocks: Some(blocks),
+        blocks: Some(pools.blocks),
         tokens,
         max_model_len,
         longest_request: tokens.map(|tokens| tokens.min(limit)),
         concurrency: request_lengths(settings, max_model_len)
             .into_iter()
-            .map(|tokens| Concurrency::of(tokens, blocks, tokens.div_ceil(block_size)))
+            .map(|tokens| Concurrency::of(tokens, pools.blocks, tokens.div_ceil(block_size)))
             .collect(),
-        starts,
-        error,
-        ways_out: ways_out(starts, max_model_len, tokens, bytes_per_token, block_size),
+        starts: pools.starts,
+        error: pools.error,
+        ways_out: ways_out(pools.starts, max_model_len, tokens, bytes_per_token, block_size),
         notes: Vec::new(),
     })
+}
+
+/// The pool within the bounds of the GPU's memory; on processors they are one.
+struct Pools {
+    starts: Verdict,
+    error: Option<String>,
+    blocks: Count,
+    max_model_len: Option<u64>,
+}
+
+impl Pools {
+    fn new(
+        config: &EngineConfig,
+        dtype: ComputeDtype,
+        model: &EmbeddedModel,
+        target: Target<'_>,
+    ) -> Result<Self, String> {
+        let bounds = shares(config, dtype, model, target)?;
+        let [low, expected, high] =
+            bounds.map(|share| KvSizing::new(config, dtype, &model.config, share));
+        let (starts, error) = match (&low, &expected, &high) {
+            (Ok(_), ..) => (Verdict::Yes, None),
+            (Err(error), Ok(_), _) => (Verdict::Likely, Some(error.to_string())),
+            (_, Err(error), Ok(_)) => (Verdict::Unlikely, Some(error.to_string())),
+            (_, Err(error), Err(_)) => (Verdict::No, Some(error.to_string())),
+        };
+        // A pool that is refused for its length is shown without the length.
+        let any_length = EngineConfig { max_model_len: None, ..config.clone() };
+        let shown = |sized: Result<KvSizing, InferError>, share| {
+            sized.or_else(|_| KvSizing::new(&any_length, dtype, &model.config, share)).ok()
+        };
+        let pools = [shown(low, bounds[0]), shown(expected, bounds[1]), shown(high, bounds[2])];
+        let [low, expected, high] = pools.map(|pool| pool.map_or(0, |pool| pool.num_blocks as u64));
+        Ok(Self {
+            starts,
+            error,
+            blocks: Count { low, expected, high },
+            max_model_len: pools[1].map(|pool| pool.max_model_len as u64),
+        })
+    }
+}
+
+fn parts(
+    model: &EmbeddedModel,
+    dtype: ComputeDtype,
+    target: Target<'_>,
+    blocks: Count,
+    block_bytes: u64,
+) -> Vec<Part> {
+    let bytes = [blocks.low, blocks.expected, blocks.high].map(|blocks| blocks * block_bytes);
+    let pool = Amount::between(bytes, Source::Computed, "the engine's own arithmetic");
+    let mut parts = vec![Part::inside("weights", weight_bytes(model, dtype))];
+    if let Target::Gpu(_) = target {
+        parts.push(Part::inside("CUDA context", activation::context()));
+    }
+    parts.push(Part::inside("KV cache", pool));
+    parts
 }
 
 /// What is left for the pool: least, expected and most; `None` on the processors.
@@ -244,4 +272,50 @@ fn ways_out(
         cost: "as far as there is memory".to_owned(),
     };
     shorter.into_iter().chain([larger]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::find_card;
+    use crate::hardware::find_gpu_card_named;
+
+    fn llama() -> EmbeddedModel {
+        let config = find_card("llama-3.2-3b-instruct").unwrap().config.clone();
+        EmbeddedModel { config, stored: StoredDtype::Bf16, stored_bytes: None }
+    }
+
+    #[test]
+    fn on_a_gpu_the_pool_is_what_the_engine_would_take() {
+        let l4 = GpuMemory::of_card(find_gpu_card_named("L4").unwrap()).unwrap();
+        let answer = size(&llama(), &Settings::default(), Target::Gpu(&l4)).unwrap();
+        assert_eq!(answer.starts, Verdict::Yes);
+        let blocks = answer.blocks.unwrap();
+        assert!(blocks.low < blocks.expected && blocks.expected < blocks.high, "{blocks:?}");
+        let pool = &answer.parts.last().unwrap().amount;
+        assert!(pool.high_bytes < answer.budget.unwrap().high_bytes);
+    }
+
+    #[test]
+    fn a_length_that_does_not_fit_is_refused_in_the_engine_s_own_words() {
+        let settings = Settings {
+            max_model_len: MaxModelLen::Tokens(8192),
+            kv_cache_memory_bytes: Some(1 << 20),
+            ..Settings::default()
+        };
+        let refused = size(&llama(), &settings, Target::Cpu);
+        // A megabyte holds no block of this model.
+        assert_eq!(refused.unwrap().tokens, Count::exact(0));
+        let settings = Settings { kv_cache_memory_bytes: Some(64 << 20), ..settings };
+        let answer = size(&llama(), &settings, Target::Cpu).unwrap();
+        assert_eq!((answer.starts, answer.tokens), (Verdict::No, Count::exact(36 * 16)));
+        assert!(answer.error.unwrap().contains("lower max_model_len to 576"));
+        assert_eq!(answer.ways_out[0].change, "--max-model-len 576");
+    }
+
+    #[test]
+    fn what_it_does_not_take_is_refused_by_name() {
+        let fp8 = Settings { kv_type: Some(crate::sizing::KvType::Fp8), ..Settings::default() };
+        assert!(size(&llama(), &fp8, Target::Cpu).unwrap_err().contains("fp8"));
+    }
 }

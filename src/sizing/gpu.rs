@@ -25,6 +25,7 @@ pub struct GpuMemory {
     /// As NVML tells it, where it is known.
     pub nvml_bytes: Option<u64>,
     /// Whether it is an A100, for which vLLM keeps the defaults of smaller GPUs.
+    #[serde(skip)]
     pub is_a100: bool,
 }
 

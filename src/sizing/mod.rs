@@ -4,11 +4,13 @@
 //! A [`settings::Question`] is a [`shape::Shape`] on a [`gpu::GpuMemory`] under
 //! [`settings::Settings`]; [`vllm`], [`ollama`] and [`embedded`] each make an
 //! [`answer::EngineAnswer`] of it. What is not known is an [`amount::Amount`] with
-//! bounds, which go through to the answer.
+//! bounds, which go through to the answer. [`explain`] goes the other way, from
+//! what an engine said to what must have been.
 
 pub mod amount;
 pub mod answer;
 pub mod embedded;
+pub mod explain;
 pub mod gpu;
 pub mod ollama;
 pub mod settings;

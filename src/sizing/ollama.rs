@@ -27,86 +27,144 @@ const TIERS: [(u64, u64); 3] = [(47 * GIB, 262_144), (23 * GIB, 32_768), (0, 4_0
 /// # Errors
 /// A sentence, for settings that it does not take and versions whose defaults are not known.
 pub fn size(question: &Question<'_>, version: Version) -> Result<EngineAnswer, String> {
-    let Question { shape, gpu, settings } = *question;
-    let kv_type = kv_type(settings)?;
-    let defaults = Defaults::of(version, question)?;
-    let num_ctx = match settings.max_model_len {
-        MaxModelLen::Tokens(tokens) => tokens,
-        MaxModelLen::Unset | MaxModelLen::Auto => defaults.num_ctx,
-    }
-    .min(shape.max_position_embeddings);
-    let slots = settings.num_parallel.unwrap_or(defaults.slots);
-    let file = weights::in_ollama(shape);
-    let kv = Amount::exact(
-        kv_bytes(shape, kv_type, num_ctx, slots),
-        Source::Computed,
-        format!("{slots} x {num_ctx} tokens of {kv_type}"),
-    );
-    let graph = compute_graph();
-    let context = activation::context();
-    let taken = file.plus(&kv).plus(&graph).plus(&context);
-    let left = gpu.cuda_total.minus(&taken);
-    let stays = match (left.low_bytes >= 0, left.expected_bytes >= 0, left.high_bytes >= 0) {
-        (true, ..) => Verdict::Yes,
-        (false, true, _) => Verdict::Likely,
-        (false, false, true) => Verdict::Unlikely,
-        (false, false, false) => Verdict::No,
-    };
-    let room = gpu.cuda_total.minus(&file.plus(&graph).plus(&context));
-    let per_token = kv_bytes(shape, kv_type, 1 << 20, slots).div_ceil(1 << 20).max(1);
-    let most =
-        room.count(per_token).map(|tokens| tokens.min(shape.max_position_embeddings) / 256 * 256);
-    let predicted = file.plus(&Amount::exact(
-        num_ctx * slots * shape.kv_bytes_per_token(KvType::F16),
-        Source::Computed,
-        "",
-    ));
-    let mut notes = vec![
-        format!(
-            "its own estimate: {:.2} GiB, the file and f16 K and V, whatever they are stored in",
-            as_gib(predicted.expected_bytes)
-        ),
-        format!(
-            "longer prompts are cut to num_ctx; request {} waits for a whole answer",
-            slots + 1
-        ),
-    ];
-    if stays != Verdict::Yes {
-        notes.push(
-            "what does not fit runs on the CPU, layer by layer: it starts all the same".to_owned(),
-        );
-    }
+    let load = Load::new(question, version)?;
+    let Load { kv_type, num_ctx, slots, .. } = load;
     Ok(EngineAnswer {
         engine: "ollama",
-        title: format!("Ollama {}", defaults.name),
+        title: format!("Ollama {}", load.name),
         settings: BTreeMap::from([
             ("num_ctx", num_ctx.to_string()),
             ("num_parallel", slots.to_string()),
             ("kv_cache_type", kv_type.to_string()),
         ]),
-        total: Some(gpu.cuda_total.clone()),
+        total: Some(question.gpu.cuda_total.clone()),
         budget: None,
-        parts: vec![
-            Part::inside("weights", file),
-            Part::inside("compute graph", graph),
-            Part::inside("CUDA context", context),
-            Part::inside("KV cache", kv),
-        ],
-        kv_bytes_per_token: shape.kv_bytes_per_token(kv_type),
+        kv_bytes_per_token: question.shape.kv_bytes_per_token(kv_type),
         block_size: None,
         blocks: None,
         tokens: Count::exact(num_ctx * slots),
         max_model_len: num_ctx,
         longest_request: Count::exact(num_ctx),
-        concurrency: request_lengths(settings, num_ctx)
+        concurrency: request_lengths(question.settings, num_ctx)
             .into_iter()
             .map(|tokens| Concurrency::of(tokens, Count::exact(slots), 1))
             .collect(),
         starts: Verdict::Yes,
         error: None,
-        ways_out: ways_out(shape, num_ctx, most, stays),
-        notes,
+        ways_out: load.ways_out(question),
+        notes: load.notes(question),
+        parts: vec![
+            Part::inside("weights", load.file),
+            Part::inside("compute graph", load.graph),
+            Part::inside("CUDA context", load.context),
+            Part::inside("KV cache", load.kv),
+        ],
     })
+}
+
+/// A model as Ollama loads it.
+struct Load {
+    name: String,
+    kv_type: KvType,
+    num_ctx: u64,
+    slots: u64,
+    file: Amount,
+    graph: Amount,
+    context: Amount,
+    kv: Amount,
+}
+
+impl Load {
+    fn new(question: &Question<'_>, version: Version) -> Result<Self, String> {
+        let Question { shape, settings, .. } = *question;
+        let kv_type = kv_type(settings)?;
+        let Defaults { name, num_ctx, slots } = Defaults::of(version, question)?;
+        let num_ctx = match settings.max_model_len {
+            MaxModelLen::Tokens(tokens) => tokens,
+            MaxModelLen::Unset | MaxModelLen::Auto => num_ctx,
+        }
+        .min(shape.max_position_embeddings);
+        let slots = settings.num_parallel.unwrap_or(slots);
+        let kv = Amount::exact(
+            kv_bytes(shape, kv_type, num_ctx, slots),
+            Source::Computed,
+            format!("{slots} x {num_ctx} tokens of {kv_type}"),
+        );
+        let (file, graph) = (weights::in_ollama(shape), compute_graph());
+        let context = activation::context();
+        Ok(Self { name, kv_type, num_ctx, slots, file, graph, context, kv })
+    }
+
+    /// What K and V may take before a layer has to go.
+    fn room(&self, question: &Question<'_>) -> Amount {
+        question.gpu.cuda_total.minus(&self.file.plus(&self.graph).plus(&self.context))
+    }
+
+    /// Whether all of it stays on the GPU.
+    fn stays(&self, question: &Question<'_>) -> Verdict {
+        let left = self.room(question).minus(&self.kv);
+        match (left.low_bytes >= 0, left.expected_bytes >= 0, left.high_bytes >= 0) {
+            (true, ..) => Verdict::Yes,
+            (false, true, _) => Verdict::Likely,
+            (false, false, true) => Verdict::Unlikely,
+            (false, false, false) => Verdict::No,
+        }
+    }
+
+    /// The longest context of a slot with which all of it stays on the GPU.
+    fn longest(&self, question: &Question<'_>) -> Count {
+        let (many, shape) = (1 << 20, question.shape);
+        let per_token = kv_bytes(shape, self.kv_type, many, self.slots).div_ceil(many).max(1);
+        let fits = self.room(question).count(per_token);
+        fits.map(|tokens| tokens.min(shape.max_position_embeddings) / 256 * 256)
+    }
+
+    fn notes(&self, question: &Question<'_>) -> Vec<String> {
+        let f16 = question.shape.kv_bytes_per_token(KvType::F16);
+        let in_f16 = Amount::exact(self.num_ctx * self.slots * f16, Source::Computed, "");
+        let predicted = as_gib(self.file.plus(&in_f16).expected_bytes);
+        let slots = self.slots;
+        let mut notes = vec![
+            format!("its own estimate: {predicted:.2} GiB (the file, and K and V as f16)"),
+            format!("cuts longer prompts; {slots} at once, the next waits for a whole answer"),
+        ];
+        if self.stays(question) != Verdict::Yes {
+            notes.push(
+                "what does not fit runs on the CPU, layer by layer: it starts all the same"
+                    .to_owned(),
+            );
+        }
+        notes
+    }
+
+    fn ways_out(&self, question: &Question<'_>) -> Vec<WayOut> {
+        let (shape, longest) = (question.shape, self.longest(question));
+        let (stays, mut ways) = (self.stays(question), Vec::new());
+        let longer = self.num_ctx < shape.max_position_embeddings && longest.low > self.num_ctx;
+        if longest.low > 0 && (longer || stays != Verdict::Yes) {
+            ways.push(WayOut {
+                change: format!("OLLAMA_CONTEXT_LENGTH={}", longest.low),
+                starts: Verdict::Yes,
+                tokens: longest,
+                cost: "longest that stays on the GPU".to_owned(),
+            });
+        }
+        if stays != Verdict::Yes && self.kv_type == KvType::F16 {
+            let [q8, f16] = [KvType::Q8_0, KvType::F16].map(|kv| shape.kv_bytes_per_token(kv));
+            ways.push(WayOut {
+                change: "OLLAMA_KV_CACHE_TYPE=q8_0".to_owned(),
+                starts: Verdict::Yes,
+                tokens: longest
+                    .map(|tokens| (tokens * f16 / q8.max(1)).min(shape.max_position_embeddings)),
+                cost: format!(
+                    "{} a token instead of {}; needs flash attention",
+                    format_bytes(q8),
+                    format_bytes(f16)
+                ),
+            });
+        }
+        ways
+    }
 }
 
 struct Defaults {
@@ -167,37 +225,6 @@ fn compute_graph() -> Amount {
     )
 }
 
-fn ways_out(shape: &Shape, num_ctx: u64, most: Count, stays: Verdict) -> Vec<WayOut> {
-    let mut ways = Vec::new();
-    if num_ctx < shape.max_position_embeddings && most.low > num_ctx {
-        ways.push(WayOut {
-            change: format!("OLLAMA_CONTEXT_LENGTH={}", most.low),
-            starts: Verdict::Yes,
-            tokens: most,
-            cost: "the longest context that stays on the GPU".to_owned(),
-        });
-    }
-    if stays != Verdict::Yes {
-        ways.push(WayOut {
-            change: format!("OLLAMA_CONTEXT_LENGTH={}", most.low),
-            starts: Verdict::at_least(most, 1),
-            tokens: most,
-            cost: "all layers on the GPU".to_owned(),
-        });
-        ways.push(WayOut {
-            change: "OLLAMA_KV_CACHE_TYPE=q8_0 with OLLAMA_FLASH_ATTENTION=1".to_owned(),
-            starts: Verdict::Likely,
-            tokens: most.map(|tokens| tokens * 64 / 34),
-            cost: format!(
-                "{} a token instead of {}",
-                format_bytes(shape.kv_bytes_per_token(KvType::Q8_0)),
-                format_bytes(shape.kv_bytes_per_token(KvType::F16))
-            ),
-        });
-    }
-    ways
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +272,21 @@ mod tests {
         assert_eq!(of_2025.tokens, Count::exact(8_192));
         let unknown = answer("L4", &Settings::default(), Version::new(0, 9)).unwrap_err();
         assert!(unknown.contains("--num-parallel"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_the_context_that_does() {
+        let settings = Settings {
+            max_model_len: MaxModelLen::Tokens(131_072),
+            num_parallel: Some(4),
+            ..Settings::default()
+        };
+        let large = answer("L4", &settings, CURRENT).unwrap();
+        assert!(large.notes.iter().any(|note| note.contains("runs on the CPU")));
+        let fits = large.ways_out[0].tokens;
+        assert!(fits.low > 4_096 && fits.high < 131_072, "{fits:?}");
+        let again = Settings { max_model_len: MaxModelLen::Tokens(fits.low), ..settings };
+        assert!(!answer("L4", &again, CURRENT).unwrap().notes.iter().any(|n| n.contains("CPU")));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! The options of `yardstick size`: which GPU, which settings, which known parts.
 
-use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
 use crate::cli::Failure;
@@ -21,6 +20,11 @@ pub(super) struct GpuArgs {
 }
 
 impl GpuArgs {
+    /// Whether one was named.
+    pub(super) const fn is_given(&self) -> bool {
+        self.gpu.is_some() || self.gpu_memory_gib.is_some()
+    }
+
     /// The GPU's memory.
     pub(super) fn memory(&self) -> anyhow::Result<GpuMemory> {
         if let Some(bytes) = self.gpu_memory_gib {
@@ -29,23 +33,25 @@ impl GpuArgs {
         let names =
             || gpu_cards().iter().map(|card| card.name.clone()).collect::<Vec<_>>().join(", ");
         if let Some(name) = &self.gpu {
-            let card = find_gpu_card_named(name).with_context(|| {
+            let card = find_gpu_card_named(name).ok_or_else(|| {
                 Failure::new(format!("GPU `{name}` is not known, expected one of {}", names()))
                     .with_hint("--gpu-memory-gib takes the memory of any other")
             })?;
-            return GpuMemory::of_card(card).with_context(|| {
+            return Ok(GpuMemory::of_card(card).ok_or_else(|| {
                 Failure::new(format!("the memory of {} is not known here", card.name))
                     .with_hint("give it with --gpu-memory-gib")
-            });
+            })?);
         }
         let facts = hardware::gpu::read();
-        facts.gpus.first().map(|gpu| GpuMemory::of_nvml(&gpu.name, gpu.memory_bytes)).with_context(
-            || {
-                let why = facts.absent.as_deref().unwrap_or("none was found");
-                Failure::new(format!("no GPU was named and this machine has none: {why}"))
-                    .with_hint(format!("give --gpu ({}) or --gpu-memory-gib", names()))
-            },
-        )
+        let Some(gpu) = facts.gpus.first() else {
+            let why = facts.absent.as_deref().unwrap_or("none was found");
+            return Err(Failure::new(format!(
+                "no GPU was named, and this machine has none: {why}"
+            ))
+            .with_hint(format!("give --gpu ({}) or --gpu-memory-gib", names()))
+            .into());
+        };
+        Ok(GpuMemory::of_nvml(&gpu.name, gpu.memory_bytes))
     }
 }
 

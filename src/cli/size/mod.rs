@@ -2,6 +2,7 @@
 //! what to set.
 
 mod args;
+mod explain;
 mod model;
 
 use clap::{Args, ValueEnum};
@@ -11,7 +12,7 @@ use self::model::ModelAtHand;
 use super::{ExitStatus, Failure, Global, output};
 use crate::report;
 use crate::sizing::answer::{Answer, EngineAnswer, NotSized};
-use crate::sizing::{Question, Version, embedded, ollama, vllm};
+use crate::sizing::{GpuMemory, Question, Settings, Version, embedded, ollama, vllm};
 
 /// Version of the `--json` object.
 const SCHEMA_VERSION: u32 = 1;
@@ -25,8 +26,13 @@ const SCHEMA_VERSION: u32 = 1;
 #[derive(Debug, Args)]
 pub struct Size {
     /// Model card, config.json, model folder or GGUF file
-    #[arg(long, value_name = "NAME|PATH", required = true)]
+    #[arg(long, value_name = "NAME|PATH", required_unless_present = "explain")]
     model: Option<String>,
+    /// Read what an engine said, an error or a start-up log, or - for standard input: which
+    /// pool it had, which GPUs go with that, and what to do; --model, --gpu and known parts
+    /// narrow it down
+    #[arg(long, value_name = "TEXT|-", conflicts_with = "engine")]
+    explain: Option<String>,
     #[command(flatten)]
     gpu: GpuArgs,
     /// Engine to size, repeatable [default: all]
@@ -56,17 +62,37 @@ impl Size {
     /// When the model cannot be read, the GPU is not known, or an engine that was
     /// asked for does not take the settings.
     pub fn execute(self, global: &Global) -> anyhow::Result<ExitStatus> {
-        let Some(name) = &self.model else {
+        let settings = self.settings.settings().map_err(Failure::new)?;
+        let model = self.model.as_deref().map(ModelAtHand::read).transpose()?;
+        if let Some(text) = &self.explain {
+            let gpu = if self.gpu.is_given() { Some(self.gpu.memory()?) } else { None };
+            let shape = model.map(|model| model.shape);
+            return explain::execute(text, shape, gpu, &settings, self.json, global);
+        }
+        let Some(model) = model else {
             return Err(Failure::new("no model was named").with_hint("give --model").into());
         };
-        let settings = self.settings.settings().map_err(Failure::new)?;
-        let gpu = self.gpu.memory()?;
-        let model = ModelAtHand::read(name)?;
-        let question = Question { shape: &model.shape, gpu: &gpu, settings: &settings };
-        let asked = self.engines();
+        let answer = self.answer(model, self.gpu.memory()?, &settings)?;
+        if self.json {
+            output::print_json(&answer)?;
+        } else {
+            let mut text = String::new();
+            report::sizing::render(&answer, global.colour_stdout(), global.width(), &mut text)?;
+            output::print(&text)?;
+        }
+        Ok(ExitStatus::Success)
+    }
+
+    fn answer(
+        &self,
+        model: ModelAtHand,
+        gpu: GpuMemory,
+        settings: &Settings,
+    ) -> Result<Answer, Failure> {
+        let question = Question { shape: &model.shape, gpu: &gpu, settings };
         let mut sized = Vec::new();
         let mut not_sized = Vec::new();
-        for engine in asked {
+        for engine in self.engines() {
             for (name, result) in self.size(engine, &question, &model) {
                 match result {
                     Ok(answer) => sized.push(answer),
@@ -78,25 +104,16 @@ impl Size {
         if let Some(refused) = not_sized.first()
             && (sized.is_empty() || !self.engine.is_empty())
         {
-            let message = format!("{}: {}", refused.engine, refused.reason);
-            return Err(Failure::new(message).into());
+            return Err(Failure::new(format!("{}: {}", refused.engine, refused.reason)));
         }
-        let answer = Answer {
+        Ok(Answer {
             schema_version: SCHEMA_VERSION,
-            model: model.shape.clone(),
-            gpu: gpu.clone(),
+            model: model.shape,
+            gpu,
             lengths: settings.lengths,
             engines: sized,
             not_sized,
-        };
-        if self.json {
-            output::print_json(&answer)?;
-        } else {
-            let mut text = String::new();
-            report::sizing::render(&answer, global.colour_stdout(), global.width(), &mut text)?;
-            output::print(&text)?;
-        }
-        Ok(ExitStatus::Success)
+        })
     }
 
     fn engines(&self) -> Vec<Engine> {

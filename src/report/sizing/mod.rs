@@ -2,25 +2,28 @@
 //! a bar, what it comes to, and what to do. Pure; makes sense without colour.
 
 mod bar;
+pub mod explained;
 
 use std::fmt::{self, Write};
 
 use self::bar::bar;
 use super::prose::{printable, wrap};
 use crate::sizing::amount::as_gib;
-use crate::sizing::answer::{Answer, Concurrency, EngineAnswer, Part, WayOut};
-use crate::sizing::{Amount, Count, Verdict};
+use crate::sizing::answer::{Answer, EngineAnswer, Part, WayOut};
+use crate::sizing::{Amount, Count, KvType, Verdict};
 use crate::units::{format_bytes, format_significant};
 
 /// Narrower than this nothing is legible.
 const MIN_WIDTH: usize = 40;
+/// Narrower than this a column of words is no column.
+const MIN_TEXT: usize = 20;
 
 /// Writes the page.
 ///
 /// # Errors
 /// Those of `out`.
 pub fn render(answer: &Answer, color: bool, width: usize, out: &mut impl Write) -> fmt::Result {
-    let page = Page { color, width: width.max(MIN_WIDTH) };
+    let page = Page::new(color, width);
     page.head(answer, out)?;
     for engine in &answer.engines {
         writeln!(out)?;
@@ -39,6 +42,10 @@ struct Page {
 }
 
 impl Page {
+    fn new(color: bool, width: usize) -> Self {
+        Self { color, width: width.max(MIN_WIDTH) }
+    }
+
     fn head(&self, answer: &Answer, out: &mut impl Write) -> fmt::Result {
         let (model, gpu) = (&answer.model, &answer.gpu);
         let nvml = gpu
@@ -53,8 +60,7 @@ impl Page {
         self.paragraph(
             "",
             &format!(
-                "{}, {} billion parameters, {} layers{window}, {} KV heads of {}, {} tokens",
-                model.family,
+                "{} billion parameters, {} layers{window}, {} KV heads of {}; {} tokens at most",
                 format_significant(billions),
                 model.num_layers,
                 model.num_kv_heads,
@@ -63,7 +69,11 @@ impl Page {
             ),
             out,
         )?;
-        let text = format!("CUDA sees {} GiB{nvml}", gib_range(&gpu.cuda_total));
+        let text = format!(
+            "CUDA sees {} GiB{nvml}; {} KV a token in 16 bits",
+            gib_range(&gpu.cuda_total),
+            format_bytes(model.kv_bytes_per_token(KvType::Bf16))
+        );
         self.paragraph("", &text, out)
     }
 
@@ -83,8 +93,11 @@ impl Page {
         if let Some(error) = &engine.error {
             self.paragraph("  says ", error, out)?;
         }
+        if !engine.ways_out.is_empty() {
+            writeln!(out, "  {:<30} {:<8} {:>7}", "ways out", "starts?", "tokens")?;
+        }
         for way in &engine.ways_out {
-            self.paragraph("→ ", &way_out(way), out)?;
+            self.paragraph(&way_out(way), &way.cost, out)?;
         }
         for note in &engine.notes {
             self.paragraph("· ", note, out)?;
@@ -112,7 +125,10 @@ impl Page {
     /// Wrapped text with a hanging indent as wide as its lead.
     fn paragraph(&self, lead: &str, text: &str, out: &mut impl Write) -> fmt::Result {
         let indent = lead.chars().count();
-        for (i, line) in wrap(&printable(text), self.width - indent).iter().enumerate() {
+        for (i, line) in wrap(&printable(text), self.width.saturating_sub(indent).max(MIN_TEXT))
+            .iter()
+            .enumerate()
+        {
             let lead = if i == 0 { lead.to_owned() } else { " ".repeat(indent) };
             writeln!(out, "{lead}{line}")?;
         }
@@ -130,36 +146,31 @@ fn legend(part: &Part) -> String {
     format!("{} {} {}{beside}", bar::glyph(part.name), part.name, gib_range(&part.amount))
 }
 
+/// What the pool comes to. Bounds of what follows from the tokens are in the JSON.
 fn pool(engine: &EngineAnswer) -> String {
     let mut text = String::new();
     if let (Some(blocks), Some(block_size)) = (engine.blocks, engine.block_size) {
-        text.push_str(&format!("{} blocks of {block_size} tokens, ", count_range(blocks)));
+        text.push_str(&format!("{} blocks of {block_size}, ", count_range(blocks)));
     }
-    text.push_str(&format!(
-        "{} tokens of {} each; longest request {}; {}",
-        count_range(engine.tokens),
-        format_bytes(engine.kv_bytes_per_token),
-        count_range(engine.longest_request),
-        engine.concurrency.iter().map(at_once).collect::<Vec<_>>().join(", "),
-    ));
-    text
+    text.push_str(&format!("{} tokens", count_range(engine.tokens)));
+    if engine.longest_request.expected != engine.tokens.expected {
+        text.push_str(&format!("; longest request {}", engine.longest_request.expected));
+    }
+    let at_once = engine.concurrency.iter().map(|concurrency| {
+        format!("{:.2}x at {}", concurrency.expected, concurrency.request_tokens)
+    });
+    format!("{text}; {}", at_once.collect::<Vec<_>>().join(", "))
 }
 
-fn at_once(concurrency: &Concurrency) -> String {
-    let Concurrency { request_tokens, low, expected, high } = concurrency;
-    let bounds =
-        if (high - low).abs() < 0.005 { String::new() } else { format!(" ({low:.2}–{high:.2})") };
-    format!("{expected:.2}x{bounds} at {request_tokens}")
-}
-
+/// `→ change   starts   tokens  `, in columns, before what it costs.
 fn way_out(way: &WayOut) -> String {
     let starts = match way.starts {
         Verdict::Yes => "starts",
-        Verdict::Likely => "starts, as expected",
-        Verdict::Unlikely => "may not do",
-        Verdict::No => "does not do",
+        Verdict::Likely => "likely",
+        Verdict::Unlikely => "unlikely",
+        Verdict::No => "no",
     };
-    format!("{}: {starts}, {} tokens; {}", way.change, count_range(way.tokens), way.cost)
+    format!("→ {:<30} {starts:<8} {:>7}  ", way.change, way.tokens.expected)
 }
 
 /// GiB with their bounds, where these are not one number.

@@ -220,12 +220,6 @@ impl Pool {
 
     fn notes(&self, question: &Question<'_>) -> Vec<String> {
         let mut notes = Vec::new();
-        if self.rules.v1 && self.blocks.expected > 0 {
-            notes.push("one block is the null block, which holds no token".to_owned());
-        }
-        if !self.rules.graphs_in_budget {
-            notes.push("CUDA graphs are captured beside the budget".to_owned());
-        }
         if matches!(question.settings.max_model_len, MaxModelLen::Auto) {
             notes.push(format!(
                 "Auto-fit max_model_len: reduced from {} to {} to fit in available GPU memory \

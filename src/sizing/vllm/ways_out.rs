@@ -27,6 +27,7 @@ pub(super) fn all(question: &Question<'_>, pool: &Pool) -> Vec<WayOut> {
     ]
     .into_iter()
     .flatten()
+    .filter(|way| way.tokens.high > 0)
     .collect()
 }
 
@@ -58,14 +59,14 @@ fn shorter(question: &Question<'_>, pool: &Pool) -> Option<WayOut> {
     let settings = with_len(question.settings, length);
     let (starts, tokens) = outcome(&Question { settings: &settings, ..*question }, pool)?;
     let surely = match safe.filter(|safe| *safe != length) {
-        Some(safe) => format!("; {safe} fits within all bounds"),
+        Some(safe) => format!("; surely: {safe}"),
         None => String::new(),
     };
     Some(WayOut {
         change: format!("--max-model-len {length}"),
         starts,
         tokens,
-        cost: format!("longer requests are refused{surely}"),
+        cost: format!("refuses longer ones{surely}"),
     })
 }
 
@@ -95,19 +96,14 @@ fn larger_share(question: &Question<'_>, pool: &Pool) -> Option<WayOut> {
     let (starts, tokens) = at(share)?;
     let left =
         pool.total.expected_bytes - pool.total.share(f64::from(share) / 100.0).expected_bytes;
-    let mut cost = format!(
-        "leaves {:.2} GiB for the CUDA context and what else needs the GPU",
-        super::as_gib(left)
-    );
-    if !pool.rules.graphs_in_budget {
-        cost.push_str("; CUDA graphs too, else --enforce-eager");
-    }
+    let beside = if pool.rules.graphs_in_budget { "context" } else { "context, graphs" };
+    let mut cost = format!("leaves {:.2} GiB for {beside}", super::as_gib(left));
     match surely {
         Some(surely) if surely != share => {
-            cost.push_str(&format!("; {:.2} is within all bounds", f64::from(surely) / 100.0));
+            cost.push_str(&format!("; surely: {:.2}", f64::from(surely) / 100.0));
         }
         Some(_) => {}
-        None if found.is_none() => cost.push_str("; more than that is not free"),
+        None if found.is_none() => cost.push_str("; more is not free"),
         None => {}
     }
     Some(WayOut {
@@ -138,7 +134,7 @@ fn fewer_seqs(question: &Question<'_>, pool: &Pool) -> Option<WayOut> {
     if tokens < pool.batch.tokens {
         change.push_str(&format!(" --max-num-batched-tokens {tokens}"));
     }
-    let cost = format!("at most {seqs} requests at once; the profiled peak is smaller");
+    let cost = format!("at most {seqs} requests at once");
     Some(WayOut { change, starts, tokens: held, cost })
 }
 
@@ -149,12 +145,7 @@ fn kv_in_fp8(question: &Question<'_>, pool: &Pool) -> Option<WayOut> {
     let settings = Settings { kv_type: Some(KvType::Fp8), ..question.settings.clone() };
     let (starts, tokens) = outcome(&Question { settings: &settings, ..*question }, pool)?;
     let change = "--kv-cache-dtype fp8".to_owned();
-    Some(WayOut {
-        change,
-        starts,
-        tokens,
-        cost: "K and V lose precision: check answers".to_owned(),
-    })
+    Some(WayOut { change, starts, tokens, cost: "K and V less precise".to_owned() })
 }
 
 fn quantized(question: &Question<'_>, pool: &Pool) -> Option<WayOut> {
@@ -172,7 +163,7 @@ fn quantized(question: &Question<'_>, pool: &Pool) -> Option<WayOut> {
         change: "weights in 4 bits (AWQ, GPTQ)".to_owned(),
         starts,
         tokens,
-        cost: "another checkpoint; answers differ".to_owned(),
+        cost: "another checkpoint".to_owned(),
     })
 }
 
