@@ -34,6 +34,14 @@ pub fn render(reading: &Reading, color: bool, width: usize, out: &mut impl Write
 }
 
 fn consistent(page: &Page, found: &Consistency, out: &mut impl Write) -> fmt::Result {
+    if found.combinations.is_empty() {
+        let text = format!(
+            "if it is {}: no GPU card goes with it, CUDA total times utilization would be {} GiB",
+            found.model,
+            gib_range(&found.budget)
+        );
+        return page.paragraph("", &text, out);
+    }
     let title = format!("which GPU, if it is {}", found.model);
     writeln!(out, "{}", page.strong(&title))?;
     page.paragraph(
@@ -62,7 +70,6 @@ fn consistent(page: &Page, found: &Consistency, out: &mut impl Write) -> fmt::Re
     }
     let more = found.combinations.len().saturating_sub(MAX_SHOWN);
     let more = if more > 0 { format!("{more} more go with it; ") } else { String::new() };
-    let none = if found.combinations.is_empty() { "no GPU card goes with it; " } else { "" };
-    let text = format!("{more}{none}{} others do not", found.num_excluded);
+    let text = format!("{more}{} others do not", found.num_excluded);
     page.paragraph("· ", &text, out)
 }

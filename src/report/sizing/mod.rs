@@ -50,7 +50,7 @@ impl Page {
         let (model, gpu) = (&answer.model, &answer.gpu);
         let nvml = gpu
             .nvml_bytes
-            .map_or_else(String::new, |bytes| format!(" ({} by NVML)", format_bytes(bytes)));
+            .map_or_else(String::new, |bytes| format!(", {} by NVML", format_bytes(bytes)));
         let title = format!("{} on {}", printable(&model.name), printable(&gpu.name));
         writeln!(out, "{}", self.strong(&title))?;
         let billions = model.num_parameters as f64 / 1e9;
@@ -70,7 +70,7 @@ impl Page {
             out,
         )?;
         let text = format!(
-            "CUDA sees {} GiB{nvml}; {} KV a token in 16 bits",
+            "{} GiB for CUDA{nvml}; {} of KV a token",
             gib_range(&gpu.cuda_total),
             format_bytes(model.kv_bytes_per_token(KvType::Bf16))
         );
@@ -142,7 +142,7 @@ impl Page {
 
 /// `█ weights 6.02`, with its bounds where it has some.
 fn legend(part: &Part) -> String {
-    let beside = if part.in_budget { "" } else { ", beside the budget" };
+    let beside = if part.in_budget { "" } else { " beside" };
     format!("{} {} {}{beside}", bar::glyph(part.name), part.name, gib_range(&part.amount))
 }
 

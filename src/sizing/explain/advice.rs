@@ -117,7 +117,7 @@ fn too_long(
             format!("about {in_fp8} tokens: {enough}; K and V lose precision"),
         ));
     }
-    let model = pools.first().map_or("...", |pool| pool.model.as_str());
+    let model = consistency.first().map_or("...", |found| found.model.as_str());
     all.push(advice(
         "weights in 4 bits, fewer --max-num-seqs, or a larger GPU",
         format!("`yardstick size --model {model} --gpu ...` gives the numbers"),

@@ -91,8 +91,9 @@ pub fn explain(text: &str, context: &Context<'_>) -> Result<Reading, String> {
     }
     let facts = Facts::of(&said);
     let pools = pools(&facts, context);
-    let consistency: Vec<Consistency> =
+    let mut consistency: Vec<Consistency> =
         pools.iter().filter_map(|pool| consistent::find(&facts, pool, context)).collect();
+    consistency.sort_by_key(|found| found.combinations.is_empty());
     let sentences = words::sentences(&said, &facts, &pools, context);
     let advice = advice::all(&said, &facts, &pools, &consistency);
     Ok(Reading { schema_version: 1, said, sentences, pools, consistency, advice })

@@ -58,16 +58,11 @@ fn shorter(question: &Question<'_>, pool: &Pool) -> Option<WayOut> {
     let length = fitting(|blocks| blocks.expected).or(safe)?;
     let settings = with_len(question.settings, length);
     let (starts, tokens) = outcome(&Question { settings: &settings, ..*question }, pool)?;
-    let surely = match safe.filter(|safe| *safe != length) {
-        Some(safe) => format!("; surely: {safe}"),
-        None => String::new(),
+    let cost = match safe.filter(|safe| *safe != length) {
+        Some(safe) => format!("surely up to {safe}"),
+        None => "longer ones are refused".to_owned(),
     };
-    Some(WayOut {
-        change: format!("--max-model-len {length}"),
-        starts,
-        tokens,
-        cost: format!("refuses longer ones{surely}"),
-    })
+    Some(WayOut { change: format!("--max-model-len {length}"), starts, tokens, cost })
 }
 
 fn with_len(settings: &Settings, length: u64) -> Settings {
@@ -96,11 +91,11 @@ fn larger_share(question: &Question<'_>, pool: &Pool) -> Option<WayOut> {
     let (starts, tokens) = at(share)?;
     let left =
         pool.total.expected_bytes - pool.total.share(f64::from(share) / 100.0).expected_bytes;
-    let beside = if pool.rules.graphs_in_budget { "context" } else { "context, graphs" };
-    let mut cost = format!("leaves {:.2} GiB for {beside}", super::as_gib(left));
+    let graphs = if pool.rules.graphs_in_budget { "" } else { " also for graphs" };
+    let mut cost = format!("{:.2} GiB left{graphs}", super::as_gib(left));
     match surely {
         Some(surely) if surely != share => {
-            cost.push_str(&format!("; surely: {:.2}", f64::from(surely) / 100.0));
+            cost.push_str(&format!("; surely at {:.2}", f64::from(surely) / 100.0));
         }
         Some(_) => {}
         None if found.is_none() => cost.push_str("; more is not free"),
