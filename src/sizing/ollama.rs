@@ -121,7 +121,8 @@ impl Load {
 
     fn notes(&self, question: &Question<'_>) -> Vec<String> {
         let f16 = question.shape.kv_bytes_per_token(KvType::F16);
-        let in_f16 = Amount::exact(self.num_ctx * self.slots * f16, Source::Computed, "");
+        let in_f16 =
+            Amount::exact((self.num_ctx * self.slots).saturating_mul(f16), Source::Computed, "");
         let predicted = as_gib(self.file.plus(&in_f16).expected_bytes);
         let slots = self.slots;
         let mut notes = vec![

@@ -35,7 +35,7 @@ pub fn in_vllm(question: &Question<'_>) -> Amount {
                 | (StoredWeights::File { .. } | StoredWeights::Quantized { .. }, None) => 2,
             };
             Amount::exact(
-                shape.num_parameters * bytes + rope,
+                shape.num_parameters.saturating_mul(bytes).saturating_add(rope),
                 Source::Computed,
                 format!("{} parameters of {bytes} bytes, rotary table", shape.num_parameters),
             )
@@ -49,7 +49,7 @@ fn quantized(shape: &Shape, method: &str, bits: u64, group: Option<u64>, rope: u
     let linear = shape.num_layers * shape.family.linear_parameters_of_a_layer(shape);
     let rest = shape.num_parameters.saturating_sub(linear);
     let scales = group.map_or(0.0, |group| (16.0 + bits as f64) / group as f64);
-    let bytes = linear as f64 * (bits as f64 + scales) / 8.0 + (rest * 2 + rope) as f64;
+    let bytes = linear as f64 * (bits as f64 + scales) / 8.0 + rest as f64 * 2.0 + rope as f64;
     estimate(bytes, QUANTIZED_MARGIN, format!("{method} of {bits} bits, the rest in 2 bytes"))
 }
 

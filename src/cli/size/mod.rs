@@ -5,7 +5,7 @@ mod args;
 mod explain;
 mod model;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 
 use self::args::{GpuArgs, SettingsArgs};
 use self::model::ModelAtHand;
@@ -24,25 +24,26 @@ const SCHEMA_VERSION: u32 = 1;
 /// not known is estimated within bounds, which go through to the answer; the options
 /// under Known parts replace estimates.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("subject").args(["model", "explain"]).required(true).multiple(true))]
 pub struct Size {
     /// Model card, config.json, model folder or GGUF file
-    #[arg(long, value_name = "NAME|PATH", required_unless_present = "explain")]
+    #[arg(long, value_name = "NAME|PATH")]
     model: Option<String>,
     /// Read what an engine said, an error or a start-up log, or - for standard input: which
     /// pool it had, which GPUs go with that, and what to do; --model, --gpu and known parts
     /// narrow it down
     #[arg(long, value_name = "TEXT|-", conflicts_with = "engine")]
     explain: Option<String>,
-    #[command(flatten)]
-    gpu: GpuArgs,
     /// Engine to size, repeatable [default: all]
     #[arg(long, value_enum, value_name = "ENGINE")]
     engine: Vec<Engine>,
-    #[command(flatten)]
-    settings: SettingsArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    gpu: GpuArgs,
+    #[command(flatten)]
+    settings: SettingsArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -43,13 +43,17 @@ fn about(
     consistency: &[Consistency],
 ) -> Vec<Advice> {
     match said {
-        Said::TooLongV0 { max_model_len, kv_tokens } => {
-            too_long(*max_model_len, Some(*kv_tokens), 2 * kv_tokens, pools, consistency)
-        }
+        Said::TooLongV0 { max_model_len, kv_tokens } => too_long(
+            *max_model_len,
+            Some(*kv_tokens),
+            kv_tokens.saturating_mul(2),
+            pools,
+            consistency,
+        ),
         Said::TooLongV1 { max_model_len, needed_gib, available_gib, estimated_max_model_len } => {
             let held = *max_model_len as f64 * available_gib / needed_gib.max(f64::MIN_POSITIVE);
             let fits = estimated_max_model_len.or(Some(held as u64 / 16 * 16));
-            too_long(*max_model_len, fits, 2 * held as u64, pools, consistency)
+            too_long(*max_model_len, fits, (2.0 * held) as u64, pools, consistency)
         }
         Said::NoBlocks => no_blocks(facts),
         Said::ProfilingRace { .. } => vec![advice(

@@ -222,8 +222,8 @@ fn kv_types(facts: &Facts, shape: &Shape, context: &Context<'_>) -> Vec<KvType> 
     // Needed bytes over tokens say how many a token takes.
     if let (Some(needed), Some(length)) = (facts.needed_gib, facts.max_model_len) {
         let near = |kv: &KvType| {
-            let blocks = length.div_ceil(DEFAULT_BLOCK_SIZE) * DEFAULT_BLOCK_SIZE;
-            let bytes = blocks.saturating_mul(shape.kv_bytes_per_token(*kv)) as f64;
+            let whole = length.div_ceil(DEFAULT_BLOCK_SIZE).saturating_mul(DEFAULT_BLOCK_SIZE);
+            let bytes = whole.saturating_mul(shape.kv_bytes_per_token(*kv)) as f64;
             (bytes / (1_u64 << 30) as f64 - needed).abs() <= ROUNDING_GIB + 1e-9
         };
         return types.into_iter().filter(near).collect();
@@ -249,7 +249,11 @@ fn pool(
         (Some(tokens), _) => {
             let blocks = tokens / block_size;
             let least = blocks.saturating_mul(block_bytes);
-            (Count::exact(blocks), [least, least + block_bytes / 2, least + block_bytes - 1])
+            (
+                Count::exact(blocks),
+                [0, block_bytes / 2, block_bytes.saturating_sub(1)]
+                    .map(|more| least.saturating_add(more)),
+            )
         }
         (None, Some(bytes)) => {
             let [low, expected, high] = bytes.map(|bytes| bytes / block_bytes.max(1));

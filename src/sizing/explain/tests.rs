@@ -1,5 +1,7 @@
 //! What texts say: the study's error, published logs, and texts of nobody.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::catalog::cards;
 use crate::hardware::gpu_cards;
@@ -186,5 +188,22 @@ fn a_text_of_nobody_is_refused_with_what_would_be_read() {
     for text in ["", "hello", "max seq len (many) is larger", "KV self size = lots MiB"] {
         let refused = read(text).unwrap_err();
         assert!(refused.contains("expected a start-up log"), "{refused}");
+    }
+}
+
+proptest! {
+    /// Logs are hostile: numbers may be anything.
+    #[test]
+    fn no_number_is_too_odd(digits in prop::collection::vec("-?[0-9]{1,25}(\\.[0-9]{0,3})?", 8)) {
+        let [a, b, c, d, e, f, g, h] = &digits[..] else { unreachable!() };
+        let text = format!(
+            "max seq len ({a}) is larger than the maximum number of tokens that can be stored in \
+             KV cache ({b}) # GPU blocks: {c} max seq len ({d}), ({e} GiB KV cache is needed, which \
+             is larger than the available KV cache memory ({f} GiB) No available memory for the \
+             cache blocks total_gpu_memory ({g}GiB) x gpu_memory_utilization ({h}) = {a}GiB \
+             kv_size = {b} KV self size = {c} MiB Free memory on device ({d}/{e} GiB) on startup \
+             is less than desired GPU memory utilization ({f}, {g} GiB)"
+        );
+        prop_assert!(read(&text).is_ok());
     }
 }

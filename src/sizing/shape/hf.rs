@@ -297,6 +297,30 @@ mod tests {
         assert_eq!(sliding("Gemma3ForCausalLM", 2, named), Some((512, 1)));
     }
 
+    /// The largest numbers that are accepted overflow nothing that is made of them.
+    #[test]
+    fn the_largest_shape_is_sized() {
+        use crate::sizing::{GpuMemory, MaxModelLen, Question, Settings, Version, ollama, vllm};
+        let numbers = [1 << 22, 1 << 18, 1 << 20, 1 << 10, 1 << 10, 1 << 10, 1 << 12];
+        let more = json!({"max_position_embeddings": 1 << 27, "sliding_window": 1 << 27});
+        for architecture in ["LlamaForCausalLM", "MistralForCausalLM", "Gemma3ForCausalLM"] {
+            let shape = Shape::from_hf("x", &config(architecture, numbers, more.clone())).unwrap();
+            let settings = Settings {
+                num_parallel: Some(1 << 12),
+                max_num_seqs: Some(1 << 16),
+                max_num_batched_tokens: Some(1 << 24),
+                max_model_len: MaxModelLen::Tokens(1 << 27),
+                ..Settings::default()
+            };
+            let gpu = GpuMemory::given(u64::MAX);
+            let question = Question { shape: &shape, gpu: &gpu, settings: &settings };
+            for version in [vllm::STUDY, vllm::CURRENT] {
+                vllm::size(&question, version).unwrap();
+            }
+            ollama::size(&question, Version::new(0, 5)).unwrap();
+        }
+    }
+
     #[test]
     fn unknown_architectures_are_refused_by_name_with_those_that_are_known() {
         let refused = |config: &str| Shape::from_hf("x", config).unwrap_err();

@@ -160,7 +160,8 @@ impl Shape {
             ));
         }
         if let Some(sliding) = self.sliding
-            && !(sliding.window_tokens > 0 && sliding.num_layers <= self.num_layers)
+            && !((1..=1 << 27).contains(&sliding.window_tokens)
+                && sliding.num_layers <= self.num_layers)
         {
             return Err(format!(
                 "sliding_window is {} in {} of {} layers",
