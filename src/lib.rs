@@ -7,7 +7,7 @@
 //! [`engine`], while a [`probe`] looks at what is used; what happens is written by [`record`]; [`stats`] derives numbers
 //! and [`report`] shows them. [`infer`] is the embedded engine, [`server`] puts
 //! it behind HTTP, [`catalog`] finds its weights, [`lifecycle`] starts and stops
-//! engines that are processes of their own.
+//! engines that are processes of their own. [`sizing`] says beforehand what fits.
 
 pub mod catalog;
 pub mod cli;
@@ -23,6 +23,7 @@ pub mod probe;
 pub mod record;
 pub mod report;
 pub mod server;
+pub mod sizing;
 pub mod stats;
 pub mod units;
 pub mod workload;

@@ -18,6 +18,7 @@ pub mod progress;
 pub mod report;
 pub mod run;
 pub mod serve;
+pub mod size;
 pub mod supervise;
 
 use std::ffi::OsString;
@@ -72,6 +73,7 @@ enum Verb {
     Generate(generate::Generate),
     Serve(serve::Serve),
     Calibrate(calibrate::Calibrate),
+    Size(Box<size::Size>),
     Doctor(doctor::Doctor),
     List(list::List),
     #[command(hide = true)]
@@ -118,6 +120,7 @@ impl Verb {
             Self::Generate(verb) => verb.execute(global),
             Self::Serve(verb) => verb.execute(global),
             Self::Calibrate(verb) => verb.execute(global),
+            Self::Size(verb) => verb.execute(global),
             Self::Doctor(verb) => verb.execute(global),
             Self::List(verb) => verb.execute(global),
             Self::Supervise(verb) => verb.execute(global),

@@ -23,6 +23,11 @@ pub struct GpuCard {
     pub source: String,
     /// Where the memory comes from.
     pub memory_source: Option<String>,
+    /// Memory in GiB as `cudaMemGetInfo` tells a program, least and most of what was
+    /// published; absent where nobody did.
+    pub cuda_gib: Option<[f64; 2]>,
+    /// Where that comes from.
+    pub cuda_source: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -40,6 +45,13 @@ static CARDS: LazyLock<Vec<GpuCard>> = LazyLock::new(|| {
 #[must_use]
 pub fn gpu_cards() -> &'static [GpuCard] {
     &CARDS
+}
+
+/// The card of that name, in any case: ours, or the driver's.
+#[must_use]
+pub fn find_gpu_card_named(name: &str) -> Option<&'static GpuCard> {
+    let is = |own: &str| own.eq_ignore_ascii_case(name);
+    CARDS.iter().find(|card| is(&card.name) || is(&card.driver_name))
 }
 
 /// The card of the GPU that the driver calls `driver_name`.
@@ -63,6 +75,7 @@ mod tests {
         for card in gpu_cards() {
             assert!(card.source.len() > 10, "{}", card.name);
             assert_eq!(card.memory_mib.is_some(), card.memory_source.is_some(), "{}", card.name);
+            assert_eq!(card.cuda_gib.is_some(), card.cuda_source.is_some(), "{}", card.name);
             assert!(card.bandwidth_gb_per_s > 0.0 && card.bf16_tflop_per_s > 0.0);
         }
     }
@@ -71,5 +84,7 @@ mod tests {
     fn cards_are_found_by_the_drivers_name() {
         assert_eq!(find_gpu_card("NVIDIA L4").map(|card| card.name.as_str()), Some("L4"));
         assert_eq!(find_gpu_card("NVIDIA L40"), None);
+        assert_eq!(find_gpu_card_named("l4"), find_gpu_card("NVIDIA L4"));
+        assert_eq!(find_gpu_card_named("nvidia l4"), find_gpu_card("NVIDIA L4"));
     }
 }

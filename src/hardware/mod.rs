@@ -16,7 +16,7 @@ use std::path::Path;
 use crate::record::Machine;
 use crate::units;
 
-pub use cards::{GpuCard, find_gpu_card, gpu_cards};
+pub use cards::{GpuCard, find_gpu_card, find_gpu_card_named, gpu_cards};
 pub use gpu::{Gpu, GpuFacts};
 pub use open_files::allow_streams;
 pub use process::{process_cpu_time, resident_bytes, thread_cpu_time};

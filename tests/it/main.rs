@@ -28,6 +28,7 @@ mod probe;
 mod report;
 mod run;
 mod server;
+mod size;
 mod support;
 mod survival;
 mod tidy;

@@ -10,6 +10,7 @@ pub mod page_cache;
 mod safetensors;
 mod weight;
 
+pub use self::gguf::GgufSummary;
 pub use weight::{Bf16Rows, QuantizedRows, Weight};
 
 use std::collections::BTreeMap;

@@ -7,6 +7,7 @@ mod metadata;
 mod names;
 mod reader;
 mod rows;
+mod summary;
 mod tensor_type;
 
 use std::path::Path;
@@ -17,6 +18,7 @@ use self::architecture::Architecture;
 use self::header::{Header, TensorInfo};
 use self::metadata::{Metadata, required};
 use self::rows::RowOrder;
+pub use self::summary::GgufSummary;
 use self::tensor_type::TensorType;
 use super::finite::{Exponent, first_block_not_finite, first_not_finite};
 use super::mapping::MappedFile;
