@@ -452,7 +452,10 @@ mod tests {
             case.unwrap().absent.clone()
         };
         let reason = absent("poisson", 0).unwrap();
-        assert!(reason.contains("63 tokens at most") && reason.contains("40 of prompt"), "{reason}");
+        assert!(
+            reason.contains("63 tokens at most") && reason.contains("40 of prompt"),
+            "{reason}"
+        );
         assert!(absent("concurrent-warm", 0).is_some());
         assert_eq!((absent("fits", 0), absent("unbounded", 0)), (None, None));
         assert_eq!(absent("poisson", 1), None, "not a point of a sweep");

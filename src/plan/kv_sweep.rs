@@ -179,10 +179,11 @@ fn variant(
         return Ok((variant, None));
     }
     let Some(LifecyclePlan::Command(command)) = plan.lifecycles.get(&spec.name) else {
+        let key = point.first().map_or("kv_blocks", |(key, _)| key);
         return Err(wrong(format!(
-            "engine {} cannot be told `{}`: it needs a command that starts it, with {{{0}}} in it \
-             (--start, or kind = \"command\" or \"container\" in its lifecycle)",
-            spec.name, point[0].0
+            "engine {} cannot be told `{key}`: it needs a command that starts it, with {{{key}}} in \
+             it (--start, or kind = \"command\" or \"container\" in its lifecycle)",
+            spec.name
         )));
     };
     let mut command = command.clone();
@@ -284,7 +285,8 @@ mod tests {
         let LifecyclePlan::Command(command) = &swept.lifecycles[&swept.engines[0].name] else {
             panic!("{swept:?}")
         };
-        let expected = ["serve", "--port", "{port}", "--blocks", "64", "--no-enable-prefix-caching"];
+        let expected =
+            ["serve", "--port", "{port}", "--blocks", "64", "--no-enable-prefix-caching"];
         assert_eq!(command.command, expected);
         assert_eq!(command.env["LEN"], EnvValue::Text("99".to_owned()));
         assert_eq!(placeholders("kv_memory", "1KiB")[0].1, "1024");
@@ -300,13 +302,17 @@ mod tests {
             ("kv_blocks = [0]", "setting `kv_blocks` is `0`: expected a positive whole number"),
             ("kv_blocks = [16, 'many']", "`kv_blocks` is `many`"),
             ("kv_blocks = [-1]", "`kv_blocks` is `-1`"),
+            ("kv_blocks = [1.5]", "`kv_blocks` is `1.5`"),
             ("kv_blocks = [1, 1]", "value 1 twice"),
             ("kv_memory = ['lots']", "`lots` is no size"),
             ("enable_prefix_caching = ['maybe']", "expected true or false"),
             ("gpu_memory_utilization = [0.5]", "gpu_memory_utilization"),
             ("max_num_seqs = [1]", "`max_num_seqs` cannot be varied: expected kv_blocks, "),
             ("kv_blocks = [1]\nkv_memory = ['1MiB']", "say the same thing twice"),
-            ("kv_blocks = [1, 2, 3, 4, 5, 6, 7, 8, 9]\nblock_size = [1, 2, 3, 4, 5, 6, 7, 8]", "72"),
+            (
+                "kv_blocks = [1, 2, 3, 4, 5, 6, 7, 8, 9]\nblock_size = [1, 2, 3, 4, 5, 6, 7, 8]",
+                "72",
+            ),
         ] {
             assert!(axis(line).contains(expected), "{line}: {}", axis(line));
         }

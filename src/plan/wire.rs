@@ -85,6 +85,7 @@ struct WireEngine {
 enum WireSetting {
     Text(String),
     Whole(i64),
+    Real(f64),
     Switch(bool),
 }
 
@@ -93,6 +94,7 @@ impl WireSetting {
         match self {
             Self::Text(text) => text,
             Self::Whole(number) => number.to_string(),
+            Self::Real(number) => number.to_string(),
             Self::Switch(on) => on.to_string(),
         }
     }

@@ -127,7 +127,8 @@ pub fn line(sweep: &KvSweep) -> String {
 fn notes(sweep: &KvSweep) -> Vec<String> {
     let mut notes = Vec::new();
     for point in &sweep.points {
-        if let Some(reason) = &point.absent {
+        // What was not measured at all stands among all that was not.
+        if let Some(reason) = point.absent.as_ref().filter(|_| point.case.is_some()) {
             notes.push(format!("{}: {reason}", point_name(sweep, point)));
         }
     }
@@ -152,7 +153,8 @@ fn notes(sweep: &KvSweep) -> Vec<String> {
              as many as fit at full length, and no preemption",
             format_significant(basis.demand)
         ));
-    } else if let Some(why) = sweep.points.iter().find_map(|p| p.reasons.get("predicted_tokens_per_s"))
+    } else if let Some(why) =
+        sweep.points.iter().find_map(|p| p.reasons.get("predicted_tokens_per_s"))
     {
         notes.push(format!("nothing is predicted: {why}"));
     }

@@ -10,12 +10,12 @@ use crate::stats::warnings::Warning;
 use crate::units::format_bytes;
 
 use super::case_table::case_table;
-use super::{kv_table, load_table};
 use super::matrix::matrices;
 use super::numbers::write_difference;
 use super::prose::list;
 use super::table::{Cell, Column, Table};
 use super::verdict::{Verdict, verdicts};
+use super::{kv_table, load_table};
 
 /// A run, ready to be written in some format.
 #[derive(Debug, Clone)]

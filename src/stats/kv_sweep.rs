@@ -1,6 +1,7 @@
 //! A sweep over KV settings: what each point did under the same load, the
 //! smallest pool that is enough, and what arithmetic expected of each.
 
+mod facts;
 mod fit;
 mod pool;
 
@@ -13,8 +14,8 @@ use crate::record::{EngineRecord, RunData};
 
 use super::case::CaseRequests;
 use super::summary::{AbsentCase, CaseSummary};
-use fit::{Load, Pool, StepCost};
-use pool::PoolUse;
+use facts::{Facts, Key, Seen};
+use fit::{Pool, StepCost};
 
 /// A pool keeps up that gives this share of the best throughput.
 pub const SUFFICIENT: f64 = 0.95;
@@ -159,15 +160,6 @@ pub fn sweeps(
     keys.into_iter().map(sweep).collect()
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Key<'a> {
-    engine: &'a str,
-    experiment: &'a str,
-    /// 0 for open loops.
-    concurrency: u32,
-    settings: BTreeMap<String, String>,
-}
-
 /// The settings of a point that tell its curve from others: all but the size of
 /// the pool where that is varied, none where it is not.
 fn curve(point: &KvPoint, engines: &[(u32, &EngineRecord, &KvPoint)]) -> BTreeMap<String, String> {
@@ -179,166 +171,10 @@ fn curve(point: &KvPoint, engines: &[(u32, &EngineRecord, &KvPoint)]) -> BTreeMa
     point.settings.iter().filter(other).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-struct Facts<'a> {
-    run: &'a RunData,
-    grouped: &'a [CaseRequests<'a>],
-    shown: &'a [CaseSummary],
-    absent: &'a [AbsentCase],
-    key: &'a Key<'a>,
-}
-
-/// A point, and what a prediction needs of it.
-struct Seen {
-    point: Point,
-    used: PoolUse,
-    shares_prefixes: bool,
-    /// Sequences that the engine runs at once at most.
-    max_num_seqs: Option<f64>,
-}
-
-impl Facts<'_> {
-    fn groups(&self, engine: &str) -> impl Iterator<Item = &CaseRequests<'_>> {
-        self.grouped.iter().filter(move |group| {
-            let (experiment, concurrency, _, again) = group.load_key();
-            group.record.engine == engine
-                && (experiment, concurrency) == (self.key.experiment, self.key.concurrency)
-                && !again
-        })
-    }
-
-    fn case(&self, engine: &str) -> Option<&CaseSummary> {
-        let groups: Vec<u32> = self.groups(engine).map(|group| group.case).collect();
-        self.shown.iter().find(|case| groups.contains(&case.case))
-    }
-
-    fn point(&self, index: u32, record: &EngineRecord, varied: &KvPoint) -> Seen {
-        let name = &record.spec.name;
-        let info = record.info.as_ref();
-        let setting = |key: &str| {
-            let told = info.and_then(|info| info.settings.get(key));
-            told.or_else(|| varied.settings.get(key)).map(String::as_str)
-        };
-        let number = |key: &str| setting(key).and_then(|value| value.parse::<u64>().ok());
-        let cases: Vec<u32> = self.groups(name).map(|group| group.case).collect();
-        let told_size = number("block_size");
-        let used = pool::seen(self.run, index, &cases, told_size);
-        let num_blocks =
-            number("num_blocks").or(used.num_blocks).or_else(|| number("kv_blocks"));
-        let block_size = told_size
-            .or_else(|| used.kv_tokens.zip(used.num_blocks).and_then(|(t, b)| t.checked_div(b)));
-        let mut reasons = used.reasons.clone();
-        let prefix = self.prefix(name).or(used.prefix).filter(|(looked_up, _)| *looked_up > 0);
-        if prefix.is_none() {
-            let why = "neither answers nor the engine say how many prompt tokens were cached";
-            reasons.insert("prefix_hit_share".to_owned(), why.to_owned());
-        }
-        let case = self.case(name);
-        let failed = self.failure(name, record, case);
-        if case.is_some_and(|case| case.output_tokens_per_s.is_none()) && failed.is_none() {
-            let why = "no output tokens were counted over the case".to_owned();
-            reasons.insert("output_tokens_per_s".to_owned(), why);
-        }
-        let point = Point {
-            engine: name.clone(),
-            settings: varied.settings.clone(),
-            case: case.map(|case| case.case),
-            num_blocks,
-            block_size,
-            kv_tokens: num_blocks.zip(block_size).map(|(n, size)| n.saturating_mul(size)).or(used.kv_tokens),
-            kv_bytes: number("kv_bytes").or(used.kv_bytes),
-            model_bytes: used.model_bytes,
-            n: case.map_or(0, |case| case.n),
-            num_ok: case.map_or(0, |case| case.num_ok),
-            output_tokens_per_s: case.and_then(|case| case.output_tokens_per_s),
-            ttft_ms_p50: case.and_then(|case| case.ttft_ms.p50),
-            num_preemptions: used.num_preemptions,
-            peak_kv_use: used.peak_use,
-            mean_kv_use: used.mean_use,
-            waste_share: used.waste_share,
-            peak_waste_slots: used.peak_waste_slots,
-            prefix_hit_share: prefix.map(|(all, found)| found as f64 / all as f64),
-            mean_running: used.mean_running,
-            // What was not measured has one reason for all of its numbers.
-            reasons: if failed.is_some() { BTreeMap::new() } else { reasons },
-            absent: failed,
-            ..Point::default()
-        };
-        let caches = setting("enable_prefix_caching");
-        let looked_up = used.prefix.is_some_and(|(all, _)| all > 0);
-        Seen {
-            point,
-            shares_prefixes: caches.map_or(looked_up, |value| value == "true"),
-            max_num_seqs: number("max_num_seqs").map(|most| most as f64),
-            used,
-        }
-    }
-
-    /// Why a point has no throughput at all.
-    fn failure(
-        &self,
-        name: &str,
-        record: &EngineRecord,
-        case: Option<&CaseSummary>,
-    ) -> Option<String> {
-        if let Some(case) = case {
-            let first = self.groups(name).flat_map(|group| &group.requests);
-            let first = first.filter_map(|request| match &request.outcome {
-                crate::record::Outcome::Error { message, .. } => Some(message.clone()),
-                crate::record::Outcome::Ok => None,
-            });
-            let mut first = first;
-            return (case.num_ok == 0)
-                .then(|| first.next().unwrap_or_else(|| "no request was sent".to_owned()));
-        }
-        let absent = self.absent.iter().find(|absent| {
-            absent.engine == name && absent.experiment == self.key.experiment
-        });
-        let reason = absent.map(|absent| absent.reason.clone()).or_else(|| record.error.clone());
-        Some(reason.unwrap_or_else(|| "it was not measured".to_owned()))
-    }
-
-    /// Prompt tokens of the completed requests that say how many were cached, and those.
-    fn prefix(&self, engine: &str) -> Option<(u64, u64)> {
-        let told = self.groups(engine).flat_map(CaseRequests::completed);
-        let told = told.filter_map(|r| Some((r.num_prompt_tokens?, r.num_cached_tokens?)));
-        told.map(|(prompt, cached)| (u64::from(prompt), u64::from(cached)))
-            .reduce(|(prompt, cached), (more, found)| (prompt + more, cached + found))
-    }
-
-    /// The load as the completed requests of a point had it.
-    fn load(&self, seen: &Seen) -> Result<Load, String> {
-        let name = &seen.point.engine;
-        let lengths = self.groups(name).flat_map(CaseRequests::completed);
-        let lengths = lengths.filter_map(|request| {
-            Some((request.num_prompt_tokens?.into(), request.num_output_tokens?.into()))
-        });
-        let lengths: Vec<(u64, u64)> = lengths.collect();
-        if lengths.is_empty() {
-            return Err("nobody counted the tokens of its requests".to_owned());
-        }
-        let record = self.groups(name).next().map(|group| group.record);
-        let load = record.and_then(|record| record.load.as_ref());
-        let prefixes = load.and_then(|load| Some((load.prefix_groups?, load.prefix_tokens?)));
-        let closed = load.is_none_or(|load| !load.is_open());
-        let demand = if closed {
-            f64::from(self.key.concurrency)
-        } else {
-            let unknown = "the engine does not say how many requests it ran at once";
-            seen.point.mean_running.ok_or_else(|| unknown.to_owned())?
-        };
-        Ok(Load {
-            lengths,
-            prefixes: prefixes.map_or((0, 0), |(groups, tokens)| (groups.into(), tokens.into())),
-            demand: seen.max_num_seqs.map_or(demand, |most| demand.min(most)),
-        })
-    }
-}
-
 fn assemble(facts: &Facts<'_>, mut seen: Vec<Seen>) -> KvSweep {
     seen.sort_by_key(|seen| seen.point.kv_tokens.unwrap_or(u64::MAX));
-    let measured = |seen: &&Seen| {
-        seen.point.output_tokens_per_s.is_some() && seen.point.kv_tokens.is_some()
-    };
+    let measured =
+        |seen: &&Seen| seen.point.output_tokens_per_s.is_some() && seen.point.kv_tokens.is_some();
     let largest = seen.iter().filter(measured).map(|seen| seen.point.kv_tokens).max().flatten();
     // Of equally large ones the first.
     let largest = seen.iter().position(|seen| measured(&seen) && seen.point.kv_tokens == largest);
@@ -358,7 +194,8 @@ fn assemble(facts: &Facts<'_>, mut seen: Vec<Seen>) -> KvSweep {
     let mut sizes: Vec<u64> = sizes.filter_map(|point| point.kv_tokens).collect();
     sizes.dedup();
     let reason = (sizes.len() < 2).then(|| {
-        "fewer than two sizes of pool were measured, so none is the smallest that is enough".to_owned()
+        "fewer than two sizes of pool were measured, so none is the smallest that is enough"
+            .to_owned()
     });
     let enough = |of: fn(&Point) -> Option<f64>| {
         if reason.is_some() { None } else { sufficient(&points, of) }
@@ -370,7 +207,8 @@ fn assemble(facts: &Facts<'_>, mut seen: Vec<Seen>) -> KvSweep {
     KvSweep {
         engine: engine.to_owned(),
         experiment: experiment.to_owned(),
-        concurrency: concurrency.map_or(0, |group| group.record.concurrency.max(facts.key.concurrency)),
+        concurrency: concurrency
+            .map_or(0, |group| group.record.concurrency.max(facts.key.concurrency)),
         settings,
         points,
         smallest_sufficient,

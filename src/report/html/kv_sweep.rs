@@ -76,7 +76,8 @@ fn throughput(sweep: &KvSweep, id: &str) -> Option<String> {
     let all = || measured.iter().chain(&predicted);
     let x_at = (FRAME.left + 12.0, FRAME.right - 12.0);
     let x = Axis::spread(all().map(|(_, tokens, _)| *tokens), x_at.0, x_at.1);
-    let y = Axis::linear(all().map(|(.., rate)| *rate).fold(0.0, f64::max), FRAME.bottom, FRAME.top);
+    let y =
+        Axis::linear(all().map(|(.., rate)| *rate).fold(0.0, f64::max), FRAME.bottom, FRAME.top);
     let mut svg = Svg::new(WIDTH, HEIGHT);
     FRAME.y_axis(&mut svg, &y, "tok/s");
     let scale = if x.is_log() { ", log scale" } else { "" };
@@ -138,7 +139,8 @@ fn use_over_time(page: &Page<'_>, sweep: &KvSweep, id: &str) -> Option<String> {
         .filter_map(|point| Some((point, used(page, point)?)))
         .take(MAX_LANES)
         .collect();
-    let until = lanes.iter().flat_map(|(_, used)| used.last()).map(|(ms, _)| *ms).reduce(f64::max)?;
+    let until =
+        lanes.iter().flat_map(|(_, used)| used.last()).map(|(ms, _)| *ms).reduce(f64::max)?;
     let (per_ms, unit) = if until >= 2_000.0 { (1e-3, "s") } else { (1.0, "ms") };
     let bottom = 4.0 + PITCH * lanes.iter().map(|_| 1.0).sum::<f64>();
     let frame = Frame { left: 12.0, right: WIDTH - 12.0, top: 4.0, bottom };

@@ -2,6 +2,10 @@
 //! of them give. Knows no record. `predict` is the one place where a throughput
 //! comes of a pool; `docs/METRICS.md` says what it leaves out.
 
+use std::collections::BTreeMap;
+
+use crate::stats::distribution::{mean, median};
+
 /// Sequences of a load.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Load {
@@ -72,7 +76,7 @@ pub fn predict(load: &Load, pool: Pool, cost: StepCost) -> Option<Prediction> {
     let own = |(prompt, output): &(u64, u64)| {
         blocks_of(held_tokens(*prompt, *output), pool.block_size).saturating_sub(shared) as f64
     };
-    let blocks_per_sequence = mean(load.lengths.iter().map(own))?;
+    let blocks_per_sequence = mean_of(load.lengths.iter().map(own))?;
     let free = pool.num_blocks.saturating_sub(groups.saturating_mul(shared));
     #[expect(
         clippy::cast_possible_truncation,
@@ -81,11 +85,11 @@ pub fn predict(load: &Load, pool: Pool, cost: StepCost) -> Option<Prediction> {
     )]
     let fits = (free as f64 / blocks_per_sequence.max(1.0)) as u64;
     let running = load.demand.min(fits as f64);
-    let prompt = mean(load.lengths.iter().map(|(prompt, _)| {
+    let prompt = mean_of(load.lengths.iter().map(|(prompt, _)| {
         let cached = shared.saturating_mul(pool.block_size);
         prompt.saturating_sub(cached) as f64
     }))?;
-    let output = mean(load.lengths.iter().map(|(_, output)| *output as f64))?;
+    let output = mean_of(load.lengths.iter().map(|(_, output)| *output as f64))?;
     let tokens_per_s = (running > 0.0).then(|| tokens_per_s(prompt, output, running, cost));
     Some(Prediction { blocks_per_sequence, fits, running, tokens_per_s: tokens_per_s.flatten() })
 }
@@ -100,7 +104,11 @@ fn tokens_per_s(prompt: f64, output: f64, running: f64, cost: StepCost) -> Optio
 }
 
 /// A step that was measured: sequences that decoded, prompt tokens, ms.
-pub type Measured = (f64, f64, f64);
+pub type Measured = (u64, u64, f64);
+
+/// Steps alike in what they computed: sequences that decoded, prompt tokens, the
+/// median of their times in ms, their number.
+type Alike = (f64, f64, f64, f64);
 
 impl StepCost {
     /// Steps that take the same time whatever is in them: what is left to assume
@@ -108,45 +116,62 @@ impl StepCost {
     pub const CONSTANT: Self =
         Self { base_ms: 1.0, per_sequence_ms: 0.0, per_prompt_token_ms: 0.0 };
 
-    /// By least squares, with no part below zero: of the sets of parts that the
-    /// steps can tell apart, the one that leaves the least. `None` of no steps.
+    /// By least squares over the medians of steps that computed alike, with no part
+    /// below zero: of the sets of parts that the steps can tell apart, the one that
+    /// leaves the least. `None` of no steps.
     #[must_use]
     pub fn fit(steps: &[Measured]) -> Option<Self> {
+        let alike = alike(steps);
         let sets: [&[usize]; 4] = [&[0, 1, 2], &[0, 2], &[0, 1], &[0]];
         let candidates = sets.into_iter().filter_map(|parts| {
-            let cost = solve(steps, parts)?;
+            let cost = solve(&alike, parts)?;
             let parts = [cost.base_ms, cost.per_sequence_ms, cost.per_prompt_token_ms];
             let sound = parts.iter().all(|part| part.is_finite() && *part >= 0.0);
-            let left = steps.iter().map(|step| (cost.of(*step) - step.2).powi(2)).sum::<f64>();
-            sound.then_some((left, cost))
+            sound.then_some((alike.iter().map(|steps| cost.leaves(*steps)).sum::<f64>(), cost))
         });
         candidates.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, cost)| cost)
     }
 
-    fn of(self, (sequences, prompt, _): Measured) -> f64 {
+    /// Squares of what it does not explain.
+    fn leaves(self, (sequences, prompt, ms, number): Alike) -> f64 {
         let decoding = self.per_sequence_ms.mul_add(sequences, self.base_ms);
-        self.per_prompt_token_ms.mul_add(prompt, decoding)
+        let told = self.per_prompt_token_ms.mul_add(prompt, decoding);
+        number * (told - ms).powi(2)
     }
+}
+
+/// A median for each kind of step, so that a few that something held up do not
+/// tell what a kind costs.
+fn alike(steps: &[Measured]) -> Vec<Alike> {
+    let mut kinds: BTreeMap<(u64, u64), Vec<f64>> = BTreeMap::new();
+    for (sequences, prompt, ms) in steps {
+        kinds.entry((*sequences, *prompt)).or_default().push(*ms);
+    }
+    let kind = |((sequences, prompt), times): ((u64, u64), Vec<f64>)| {
+        let number = times.len() as f64;
+        Some((sequences as f64, prompt as f64, median(times)?, number))
+    };
+    kinds.into_iter().filter_map(kind).collect()
 }
 
 /// Normal equations over some of the three parts, by elimination; `None` where
 /// the steps cannot tell them apart.
-fn solve(steps: &[Measured], parts: &[usize]) -> Option<StepCost> {
+fn solve(steps: &[Alike], parts: &[usize]) -> Option<StepCost> {
     let n = parts.len();
     let mut rows = vec![vec![0.0_f64; n + 1]; n];
-    for (sequences, prompt, ms) in steps {
+    for (sequences, prompt, ms, number) in steps {
         let values = [1.0, *sequences, *prompt];
         for (row, part) in rows.iter_mut().zip(parts) {
             for (cell, other) in row.iter_mut().zip(parts) {
-                *cell += values[*part] * values[*other];
+                *cell += number * values[*part] * values[*other];
             }
-            row[n] += values[*part] * ms;
+            row[n] += number * values[*part] * ms;
         }
     }
     for pivot in 0..n {
         let scale = rows[pivot][pivot];
         // What is left of a column that others explain is rounding.
-        let whole: f64 = steps.iter().map(|s| [1.0, s.0, s.1][parts[pivot]].powi(2)).sum();
+        let whole: f64 = steps.iter().map(|s| s.3 * [1.0, s.0, s.1][parts[pivot]].powi(2)).sum();
         if scale <= whole * 1e-9 {
             return None;
         }
@@ -161,16 +186,11 @@ fn solve(steps: &[Measured], parts: &[usize]) -> Option<StepCost> {
         let place = parts.iter().position(|part| *part == wanted);
         place.map_or(0.0, |place| rows[place][n])
     };
-    Some(StepCost {
-        base_ms: part(0),
-        per_sequence_ms: part(1),
-        per_prompt_token_ms: part(2),
-    })
+    Some(StepCost { base_ms: part(0), per_sequence_ms: part(1), per_prompt_token_ms: part(2) })
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let values: Vec<f64> = values.collect();
-    crate::stats::distribution::mean(&values)
+fn mean_of(values: impl Iterator<Item = f64>) -> Option<f64> {
+    mean(&values.collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -224,15 +244,20 @@ mod tests {
 
     #[test]
     fn parts_that_steps_cannot_tell_apart_are_left_out() {
-        let same: Vec<Measured> = (0..5).map(|_| (4.0, 0.0, 6.0)).collect();
+        let same: Vec<Measured> = (0..5).map(|_| (4, 0, 6.0)).collect();
         let cost = StepCost::fit(&same).unwrap();
         assert!((cost.base_ms - 6.0).abs() < 1e-9, "{cost:?}");
         assert_eq!((cost.per_sequence_ms, cost.per_prompt_token_ms), (0.0, 0.0));
         // Steps that get faster the fuller they are give no part below zero.
-        let faster = [(1.0, 0.0, 9.0), (2.0, 0.0, 8.0), (3.0, 0.0, 7.0)];
+        let faster = [(1, 0, 9.0), (2, 0, 8.0), (3, 0, 7.0)];
         let cost = StepCost::fit(&faster).unwrap();
         assert!((cost.base_ms - 8.0).abs() < 1e-9 && cost.per_sequence_ms == 0.0, "{cost:?}");
         assert_eq!(StepCost::fit(&[]), None);
+        // One that was held up does not tell what its kind costs.
+        let held_up = [(1, 0, 9.0), (1, 0, 9.0), (1, 0, 900.0), (8, 0, 16.0)];
+        let cost = StepCost::fit(&held_up).unwrap();
+        assert!((cost.base_ms - 8.0).abs() < 1e-9, "{cost:?}");
+        assert!((cost.per_sequence_ms - 1.0).abs() < 1e-9, "{cost:?}");
     }
 
     proptest! {
@@ -265,8 +290,11 @@ mod tests {
             base in 0.1_f64..50.0, sequence in 0.01_f64..5.0, prompt in 0.01_f64..5.0,
         ) {
             let steps: Vec<Measured> = (0..40_u32)
-                .map(|i| (f64::from(i % 7), f64::from((i % 3) * 16)))
-                .map(|(s, p)| (s, p, prompt.mul_add(p, sequence.mul_add(s, base))))
+                .map(|i| (i % 7, (i % 3) * 16))
+                .map(|(s, p)| {
+                    let decoding = sequence.mul_add(f64::from(s), base);
+                    (s.into(), p.into(), prompt.mul_add(f64::from(p), decoding))
+                })
                 .collect();
             let cost = StepCost::fit(&steps).unwrap();
             prop_assert!((cost.base_ms - base).abs() < 1e-6, "{:?}", cost);

@@ -30,7 +30,8 @@ pub(super) struct PoolUse {
     pub(super) num_preemptions: Option<u64>,
     /// Prompt tokens looked up in the prefix cache, and found, by the engine's word.
     pub(super) prefix: Option<(u64, u64)>,
-    /// Steps, for a fit of what they cost.
+    /// Steps, those of the warm-up too, which begins with one request alone: for a
+    /// fit of what they cost.
     pub(super) steps: Vec<Measured>,
     /// Field to why it is absent.
     pub(super) reasons: BTreeMap<String, String>,
@@ -41,11 +42,11 @@ pub(super) struct PoolUse {
 pub(super) fn seen(run: &RunData, engine: u32, cases: &[u32], block_size: Option<u64>) -> PoolUse {
     let spans: Vec<_> = cases.iter().filter_map(|case| span(*case, &run.journal)).collect();
     let holds = |at: Timestamp| spans.iter().any(|(from, to)| (*from..=*to).contains(&at));
-    let mut steps: Vec<&StepRecord> =
-        run.steps.iter().filter(|step| step.engine == engine && holds(step.at_ns)).collect();
+    let all = || run.steps.iter().filter(|step| step.engine == engine);
+    let mut steps: Vec<&StepRecord> = all().filter(|step| holds(step.at_ns)).collect();
     steps.sort_by_key(|step| step.at_ns);
     if !steps.is_empty() {
-        return of_steps(&steps, block_size);
+        return PoolUse { steps: all().map(measured).collect(), ..of_steps(&steps, block_size) };
     }
     let words = run.resources.iter().filter_map(|look| Some((look.at_ns, look.word.as_ref()?)));
     let mut words: Vec<_> = words.filter(|(_, word)| word.engine == engine).collect();
@@ -71,10 +72,6 @@ fn of_steps(steps: &[&StepRecord], block_size: Option<u64>) -> PoolUse {
         let why = "the engine does not say how many tokens a block has".to_owned();
         reasons.insert("waste_share".to_owned(), why);
     }
-    let measured = |step: &&StepRecord| {
-        let decoded = step.num_tokens.saturating_sub(step.num_prefill_tokens);
-        (decoded as f64, step.num_prefill_tokens as f64, ms(step.took_ns))
-    };
     PoolUse {
         num_blocks: Some(num_blocks),
         kv_tokens: block_size.and_then(|size| size.checked_mul(num_blocks)),
@@ -84,10 +81,14 @@ fn of_steps(steps: &[&StepRecord], block_size: Option<u64>) -> PoolUse {
         waste_share: slots.filter(|slots| *slots > 0.0).map(|slots| waste / slots),
         peak_waste_slots: steps.iter().map(|step| step.num_waste_slots).max(),
         num_preemptions: Some(steps.iter().map(|step| step.num_preemptions).sum()),
-        steps: steps.iter().map(measured).collect(),
         reasons,
         ..PoolUse::default()
     }
+}
+
+fn measured(step: &StepRecord) -> Measured {
+    let decoded = step.num_tokens.saturating_sub(step.num_prefill_tokens);
+    (decoded, step.num_prefill_tokens, ms(step.took_ns))
 }
 
 /// How long, in ms, the pool stayed as each step left it: until the next one
@@ -184,14 +185,20 @@ mod tests {
     #[test]
     fn use_is_weighted_by_how_long_it_lasted_and_warm_up_is_no_part_of_it() {
         // Ten blocks of eight slots: 5 held for 10 ms, 2 for 30 ms, then none.
-        let steps = vec![step(50, 9, 9, 9), step(110, 5, 4, 3), step(120, 2, 4, 1), step(150, 0, 0, 1)];
+        let steps =
+            vec![step(50, 9, 9, 9), step(110, 5, 4, 3), step(120, 2, 4, 1), step(150, 0, 0, 1)];
         let seen = seen(&RunData { steps, ..run() }, 0, &[0], Some(8));
-        assert_eq!((seen.num_blocks, seen.kv_tokens, seen.peak_use), (Some(10), Some(80), Some(0.5)));
+        assert_eq!(
+            (seen.num_blocks, seen.kv_tokens, seen.peak_use),
+            (Some(10), Some(80), Some(0.5))
+        );
         assert!((seen.mean_use.unwrap() - (5.0 * 10.0 + 2.0 * 30.0) / 400.0).abs() < 1e-12);
-        assert!((seen.waste_share.unwrap() - (4.0 * 40.0) / (40.0 * 10.0 + 16.0 * 30.0)).abs() < 1e-12);
+        assert!(
+            (seen.waste_share.unwrap() - (4.0 * 40.0) / (40.0 * 10.0 + 16.0 * 30.0)).abs() < 1e-12
+        );
         assert_eq!((seen.num_preemptions, seen.peak_waste_slots), (Some(3), Some(4)));
         assert_eq!(seen.mean_running, Some(5.0 / 3.0));
-        assert_eq!(seen.steps.len(), 3);
+        assert_eq!(seen.steps.len(), 4, "the warm-up tells what steps cost");
     }
 
     #[test]
@@ -209,11 +216,18 @@ mod tests {
             }),
             ..ResourceRecord::default()
         };
-        let resources =
-            vec![word(90, 3, 0.0, 0), word(120, 4, 0.5, 2), word(160, 6, 1.0, 4), word(210, 8, 0.0, 0)];
+        let resources = vec![
+            word(90, 3, 0.0, 0),
+            word(120, 4, 0.5, 2),
+            word(160, 6, 1.0, 4),
+            word(210, 8, 0.0, 0),
+        ];
         let seen = seen(&RunData { resources, ..run() }, 1, &[0], None);
         assert_eq!((seen.num_blocks, seen.kv_tokens), (Some(64), Some(1024)));
-        assert_eq!((seen.peak_use, seen.mean_use, seen.mean_running), (Some(1.0), Some(0.75), Some(3.0)));
+        assert_eq!(
+            (seen.peak_use, seen.mean_use, seen.mean_running),
+            (Some(1.0), Some(0.75), Some(3.0))
+        );
         assert_eq!(seen.num_preemptions, Some(5));
         assert_eq!((seen.waste_share, seen.prefix), (None, None));
         assert!(seen.reasons["waste_share"].contains("in this process"));
@@ -223,7 +237,8 @@ mod tests {
     #[test]
     fn engine_that_says_nothing_has_a_reason_for_every_number() {
         let seen = seen(&run(), 1, &[0], None);
-        for field in ["num_blocks", "peak_kv_use", "mean_running", "num_preemptions", "waste_share"] {
+        for field in ["num_blocks", "peak_kv_use", "mean_running", "num_preemptions", "waste_share"]
+        {
             assert!(seen.reasons.contains_key(field), "{field}");
         }
     }
