@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::stats::kv_sweep::{KvSweep, Point, SUFFICIENT};
-use crate::units::format_significant;
+use crate::units::{format_bytes, format_significant};
 
 use super::numbers::{Scale, write_latency};
 use super::table::{Cell, Column, Table};
@@ -34,6 +34,7 @@ fn table(sweep: &KvSweep) -> Table {
             Column::numbers("KV used", "mean %", 2),
             Column::numbers("waste", "%", 0),
             Column::numbers("prefix hits", "%", 5),
+            Column::numbers("memory", "as told", 7),
         ],
         rows: sweep.points.iter().map(|point| row(sweep, point, ttft)).collect(),
         notes: notes(sweep),
@@ -66,6 +67,7 @@ fn row(sweep: &KvSweep, point: &Point, ttft: Scale) -> Vec<Cell> {
         percent("mean_kv_use", point.mean_kv_use),
         percent("waste_share", point.waste_share),
         percent("prefix_hit_share", point.prefix_hit_share),
+        cell("model_bytes", point.model_bytes.map(format_bytes)),
     ]
 }
 
