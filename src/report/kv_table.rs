@@ -112,7 +112,10 @@ pub fn line(sweep: &KvSweep) -> String {
     match (&sweep.smallest_sufficient, predicted) {
         (None, _) => match &sweep.reason {
             Some(reason) => reason.clone(),
-            None => format!("the largest pool does not give {share} % of the best throughput"),
+            None => format!(
+                "the largest pool does not give {share} % of the best throughput, so that its size \
+                 is not what decides here, or --rounds are too few"
+            ),
         },
         (Some(found), Some(predicted)) if found == predicted => format!(
             "{} is the smallest pool that keeps {share} % of the throughput, as predicted",

@@ -33,8 +33,8 @@ pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
         "<section id=\"kv-sweep\" aria-labelledby=\"kv-sweep-h\">\n\
          <h2 id=\"kv-sweep-h\">KV pool</h2>\n<p class=\"lead\">The same load on the same engine \
          with other KV settings, loaded one after the other. Predicted is what arithmetic over \
-         blocks expects of a pool, from what the largest one did. Waste is slots of held blocks that hold \
-         no token.</p>\n<div class=\"charts\">\n",
+         blocks expects of a pool, from what the largest one did. Waste is slots of held blocks \
+         that hold no token.</p>\n<div class=\"charts\">\n",
     )?;
     for (i, sweep) in sweeps.iter().enumerate() {
         if let Some(drawing) = throughput(sweep, &format!("kv-pool-{i}")) {

@@ -122,14 +122,18 @@ impl StepCost {
     #[must_use]
     pub fn fit(steps: &[Measured]) -> Option<Self> {
         let alike = alike(steps);
-        let sets: [&[usize]; 4] = [&[0, 1, 2], &[0, 2], &[0, 1], &[0]];
+        let sets: [&[usize]; 7] = [&[0], &[1], &[2], &[0, 1], &[0, 2], &[1, 2], &[0, 1, 2]];
         let candidates = sets.into_iter().filter_map(|parts| {
             let cost = solve(&alike, parts)?;
             let parts = [cost.base_ms, cost.per_sequence_ms, cost.per_prompt_token_ms];
             let sound = parts.iter().all(|part| part.is_finite() && *part >= 0.0);
             sound.then_some((alike.iter().map(|steps| cost.leaves(*steps)).sum::<f64>(), cost))
         });
-        candidates.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, cost)| cost)
+        // Of two that explain equally much the simpler one, whatever rounding says.
+        let better = |best: (f64, Self), next: (f64, Self)| {
+            if next.0 < best.0 * (1.0 - 1e-9) { next } else { best }
+        };
+        candidates.reduce(better).map(|(_, cost)| cost)
     }
 
     /// Squares of what it does not explain.
@@ -253,6 +257,10 @@ mod tests {
         let cost = StepCost::fit(&faster).unwrap();
         assert!((cost.base_ms - 8.0).abs() < 1e-9 && cost.per_sequence_ms == 0.0, "{cost:?}");
         assert_eq!(StepCost::fit(&[]), None);
+        // What grows faster than in proportion has no part that every step takes.
+        let steep = [(1, 0, 1.0), (8, 0, 9.0), (1, 16, 4.0)];
+        let cost = StepCost::fit(&steep).unwrap();
+        assert!(cost.base_ms == 0.0 && cost.per_sequence_ms > 1.0, "{cost:?}");
         // One that was held up does not tell what its kind costs.
         let held_up = [(1, 0, 9.0), (1, 0, 9.0), (1, 0, 900.0), (8, 0, 16.0)];
         let cost = StepCost::fit(&held_up).unwrap();
