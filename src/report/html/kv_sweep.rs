@@ -9,7 +9,6 @@ use super::lanes::thinned;
 use super::svg::{Anchor, Svg};
 use super::{Page, tables};
 use crate::report::kv_table::{named, point_name, title};
-use crate::report::prose::capitalise;
 use crate::stats::case::span;
 use crate::stats::kv_sweep::{KvSweep, Point};
 use crate::stats::resources::series::{KV_USED, between};
@@ -179,7 +178,7 @@ fn label(sweep: &KvSweep, point: &Point) -> String {
         Some(1) => label += ", 1 preemption",
         Some(many) => label += &format!(", {many} preemptions"),
     }
-    capitalise(&label)
+    label
 }
 
 /// Share of the pool in use over the case of a point, in ms since it began.

@@ -9,6 +9,7 @@ use crate::record::{EngineWord, RunData, StepRecord};
 use crate::stats::case::span;
 use crate::stats::distribution::mean;
 use crate::stats::latency::ms;
+use crate::units::millis;
 
 /// Why an engine elsewhere has no number that only steps tell.
 const NO_STEPS: &str = "only engines in this process tell of their steps";
@@ -91,12 +92,12 @@ fn measured(step: &StepRecord) -> Measured {
     (decoded, step.num_prefill_tokens, ms(step.took_ns))
 }
 
-/// How long, in ms, the pool stayed as each step left it: until the next one
-/// ended. The last one's state is that of an idle engine.
+/// How long, in ms, the pool was as each step left it: from its beginning, when
+/// its blocks are reserved, until the next one began.
 fn times_left_so(steps: &[&StepRecord]) -> Vec<f64> {
-    let end = |step: &StepRecord| ms(step.at_ns.as_nanos().saturating_add(step.took_ns));
-    let until = |pair: &[&StepRecord]| (end(pair[1]) - end(pair[0])).max(0.0);
-    steps.windows(2).map(until).chain([0.0]).collect()
+    let until = |pair: &[&StepRecord]| millis(pair[1].at_ns.since(pair[0].at_ns));
+    let last = steps.last().map(|step| ms(step.took_ns));
+    steps.windows(2).map(until).chain(last).collect()
 }
 
 fn of_words(words: &[(Timestamp, &EngineWord)], spans: &[(Timestamp, Timestamp)]) -> PoolUse {
@@ -184,7 +185,7 @@ mod tests {
 
     #[test]
     fn use_is_weighted_by_how_long_it_lasted_and_warm_up_is_no_part_of_it() {
-        // Ten blocks of eight slots: 5 held for 10 ms, 2 for 30 ms, then none.
+        // Ten blocks of eight slots: 5 held for 10 ms, 2 for 30 ms, none for 10 ms.
         let steps =
             vec![step(50, 9, 9, 9), step(110, 5, 4, 3), step(120, 2, 4, 1), step(150, 0, 0, 1)];
         let seen = seen(&RunData { steps, ..run() }, 0, &[0], Some(8));
@@ -192,7 +193,7 @@ mod tests {
             (seen.num_blocks, seen.kv_tokens, seen.peak_use),
             (Some(10), Some(80), Some(0.5))
         );
-        assert!((seen.mean_use.unwrap() - (5.0 * 10.0 + 2.0 * 30.0) / 400.0).abs() < 1e-12);
+        assert!((seen.mean_use.unwrap() - (5.0 * 10.0 + 2.0 * 30.0) / 500.0).abs() < 1e-12);
         assert!(
             (seen.waste_share.unwrap() - (4.0 * 40.0) / (40.0 * 10.0 + 16.0 * 30.0)).abs() < 1e-12
         );
