@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
+use super::Failure;
 use super::progress::DownloadProgress;
 use crate::catalog::{LocateOptions, Located, find_card, locate};
 use crate::clock::Clock;
@@ -32,6 +33,12 @@ struct Contestant {
     engine: Option<SharedEngine>,
     /// Whether it is made cold by being stopped and started.
     restarts: bool,
+}
+
+impl Contestant {
+    fn is_unusable_point(&self) -> bool {
+        self.record.spec.kv_point.is_some() && self.record.error.is_some()
+    }
 }
 
 /// How the engines of a run come up.
@@ -66,18 +73,42 @@ pub async fn assemble(
             if (spec.kind != EngineKind::Embedded) == external {
                 let made = match opening.lifecycles.keeper(order).filter(|_| named) {
                     Some(keeper) => {
-                        led(spec, keeper, &mut models, clock, opening, &mut introduction).await?
+                        led(spec, keeper, &mut models, clock, opening, &mut introduction).await
                     }
-                    None => contestant(spec, named, &mut models, clock).await?,
+                    None => contestant(spec, named, &mut models, clock).await,
                 };
+                let made = made.or_else(|error| unusable_point(spec, error, opening.cancel))?;
                 contestants.push((order, made));
             }
         }
     }
     contestants.sort_by_key(|(order, _)| *order);
+    if let Some((_, first)) = contestants.first()
+        && contestants.iter().all(|(_, contestant)| contestant.is_unusable_point())
+    {
+        let why = first.record.error.as_deref().unwrap_or_default();
+        let what = format!("no point of the sweep can be measured, the first because: {why}");
+        return Err(Failure::new(what).into());
+    }
     let tokenizer = models.tokenizer();
     let contestants = contestants.into_iter().map(|(_, contestant)| contestant).collect();
     Ok(Contestants { contestants, introduction, tokenizer })
+}
+
+/// A point of a sweep whose settings the engine refuses is no reason to measure
+/// none of the others.
+fn unusable_point(
+    spec: &EngineSpec,
+    error: anyhow::Error,
+    cancel: &CancellationToken,
+) -> anyhow::Result<Contestant> {
+    if spec.kv_point.is_none() || cancel.is_cancelled() {
+        return Err(error);
+    }
+    let message = error.root_cause().to_string();
+    super::output::warn(&format!("{} is left out: {message}", spec.name));
+    let record = EngineRecord { spec: spec.clone(), info: None, error: Some(message) };
+    Ok(Contestant { record, engine: None, restarts: false })
 }
 
 async fn found_here(clock: &Clock) -> anyhow::Result<Vec<EngineSpec>> {
@@ -159,6 +190,11 @@ impl Contestants {
                     .and_then(|cold| cold.reason())
                     .filter(|_| !contestant.restarts)
                     .map(str::to_owned),
+                holds: record
+                    .info
+                    .as_ref()
+                    .filter(|_| record.spec.kv_point.is_some())
+                    .and_then(|info| info.max_model_len),
             }
         };
         self.contestants.iter().map(subject).collect()

@@ -10,6 +10,7 @@ mod engines;
 pub mod failure;
 pub mod generate;
 pub mod interrupt;
+pub mod kv_args;
 mod label;
 pub mod list;
 pub mod load_args;

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::arrangement_args::ArrangementArgs;
 use super::engines::{self, Contestants, Opening};
+use super::kv_args::KvArgs;
 use super::label::{default_path, fresh_seed, wall_label};
 use super::list;
 use super::load_args::LoadArgs;
@@ -111,6 +112,8 @@ pub struct Run {
     arrangement: ArrangementArgs,
     #[command(flatten)]
     load: LoadArgs,
+    #[command(flatten)]
+    kv: KvArgs,
 }
 
 impl Run {
@@ -127,6 +130,8 @@ impl Run {
         let seed = plan.seed.unwrap_or_else(fresh_seed);
         let mut plan = Plan { seed: Some(seed), ..plan };
         read_sources(&mut plan)?;
+        let told = plan.clone();
+        let plan = plan.swept()?;
         let cancel = super::interrupt::token()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -145,7 +150,12 @@ impl Run {
             return list::print_cases(&cases, &contestants.names());
         }
         allow_streams(&cases)?;
-        let manifest = manifest(&plan, seed, &contestants, &cases);
+        let told = match told.kv_sweep {
+            // Read again it has the same points.
+            Some(_) => told,
+            None => Plan { engines: contestants.specs(), ..plan.clone() },
+        };
+        let manifest = manifest(&told, seed, &contestants, &cases);
         let recorder = Recorder::create(&path, &manifest)?;
         lifecycles.settle(&path).context("cannot move the engines' logs")?;
         let measurement = Measurement {
@@ -229,6 +239,7 @@ impl Run {
             plan.dummy_weights = format == super::LoadFormat::Dummy;
         }
         self.arrangement.apply(&mut plan);
+        self.kv.apply(&mut plan)?;
         let asked_for_experiments = !self.experiments.is_empty();
         self.load.apply(&mut plan, self.requests, self.prompt_tokens, asked_for_experiments)?;
         plan.check()?;
@@ -350,7 +361,7 @@ fn set<T: Clone>(field: &mut T, given: Option<&T>) {
 }
 
 fn manifest(plan: &Plan, seed: u64, contestants: &Contestants, cases: &[Case]) -> Manifest {
-    let toml = Plan { engines: contestants.specs(), ..plan.clone() }.to_toml();
+    let toml = plan.to_toml();
     let subjects = contestants.subjects();
     Manifest {
         schema_version: SCHEMA_VERSION,

@@ -121,6 +121,18 @@ pub struct EngineSpec {
     pub url: Option<Url>,
     /// Settings of its kind, checked against [`EngineKind::settings`].
     pub settings: BTreeMap<String, String>,
+    /// Which point of a sweep over KV settings it is; `None` for an engine that was named as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_point: Option<KvPoint>,
+}
+
+/// One point of a sweep over KV settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvPoint {
+    /// Name of the engine that is swept.
+    pub of: String,
+    /// What was varied, at this point.
+    pub settings: BTreeMap<String, String>,
 }
 
 /// Why a specification was refused.
@@ -204,7 +216,7 @@ impl EngineSpec {
             (None, None) => None,
             (Some(default), given) => Some(parse_url(given.unwrap_or(default))?),
         };
-        let spec = Self { name, kind, url, settings };
+        let spec = Self { name, kind, url, settings, kv_point: None };
         spec.check_values()?;
         Ok(spec)
     }
@@ -228,47 +240,49 @@ impl EngineSpec {
     }
 
     fn check_values(&self) -> Result<(), SpecError> {
-        for (key, value) in &self.settings {
-            let expected = match key.as_str() {
-                "max_model_len"
-                | "block_size"
-                | "kv_blocks"
-                | "max_num_seqs"
-                | "max_num_batched_tokens"
-                | "threads"
-                | "num_ctx"
-                | "timeout_s" => {
-                    let positive = value.parse::<u32>().is_ok_and(|number| number > 0);
-                    (!positive).then(|| "a positive whole number".to_owned())
-                }
-                "kv_memory" => crate::units::parse_bytes(value).err(),
-                "enable_prefix_caching" | "cuda_graphs" => one_of(value, &["true", "false"]),
-                "gpu_memory_utilization" => {
-                    let share = value.parse::<f64>().is_ok_and(|share| share > 0.0 && share <= 1.0);
-                    (!share).then(|| "a number above 0, at most 1".to_owned())
-                }
-                "device" => {
-                    let known = value == "auto" || value.parse::<ComputeDevice>().is_ok();
-                    (!known).then(|| "auto, cpu, cuda, or cuda:N".to_owned())
-                }
-                "transport" => one_of(value, &["channel", "http"]),
-                "dtype" => one_of(value, &["auto", "f32", "bf16", "f16", "quantized"]),
-                "load_format" => one_of(value, &["auto", "dummy"]),
-                "identity_from" => {
-                    parse_url(value).is_err().then(|| "an http:// or https:// URL".to_owned())
-                }
-                _ => value.is_empty().then(|| "a value that is not empty".to_owned()),
-            };
-            if let Some(expected) = expected {
-                return Err(SpecError::BadValue {
-                    key: key.clone(),
-                    value: value.clone(),
-                    expected,
-                });
-            }
-        }
-        Ok(())
+        self.settings.iter().try_for_each(|(key, value)| check_value(key, value))
     }
+}
+
+/// Checks one setting's value, whatever engine it is of.
+///
+/// # Errors
+/// [`SpecError::BadValue`] says what is taken.
+pub fn check_value(key: &str, value: &str) -> Result<(), SpecError> {
+    let expected = match key {
+        "max_model_len"
+        | "block_size"
+        | "kv_blocks"
+        | "max_num_seqs"
+        | "max_num_batched_tokens"
+        | "threads"
+        | "num_ctx"
+        | "timeout_s" => {
+            let positive = value.parse::<u32>().is_ok_and(|number| number > 0);
+            (!positive).then(|| "a positive whole number".to_owned())
+        }
+        "kv_memory" => crate::units::parse_bytes(value).err(),
+        "enable_prefix_caching" | "cuda_graphs" => one_of(value, &["true", "false"]),
+        "gpu_memory_utilization" => {
+            let share = value.parse::<f64>().is_ok_and(|share| share > 0.0 && share <= 1.0);
+            (!share).then(|| "a number above 0, at most 1".to_owned())
+        }
+        "device" => {
+            let known = value == "auto" || value.parse::<ComputeDevice>().is_ok();
+            (!known).then(|| "auto, cpu, cuda, or cuda:N".to_owned())
+        }
+        "transport" => one_of(value, &["channel", "http"]),
+        "dtype" => one_of(value, &["auto", "f32", "bf16", "f16", "quantized"]),
+        "load_format" => one_of(value, &["auto", "dummy"]),
+        "identity_from" => {
+            parse_url(value).is_err().then(|| "an http:// or https:// URL".to_owned())
+        }
+        _ => value.is_empty().then(|| "a value that is not empty".to_owned()),
+    };
+    expected.map_or(Ok(()), |expected| {
+        let (key, value) = (key.to_owned(), value.to_owned());
+        Err(SpecError::BadValue { key, value, expected })
+    })
 }
 
 fn one_of(value: &str, known: &[&str]) -> Option<String> {

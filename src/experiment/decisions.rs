@@ -87,7 +87,7 @@ mod tests {
             "rounds = 2\nexperiments = ['concurrent-warm']\nstop_when_decided = {stop}\n\
              require = ['ttft_p90<=50ms', 'e2el_p50<=1s']\n"
         );
-        let subject = Subject { name: "e".to_owned(), unusable: None, no_cold: None };
+        let subject = Subject { name: "e".to_owned(), unusable: None, no_cold: None, holds: None };
         expand(&Plan::from_toml(&text).unwrap(), &[subject])
     }
 

@@ -60,7 +60,7 @@ mod tests {
     fn search_doubles_then_looks_between_what_was_kept_up_with_and_what_was_not() {
         let text = "[[load]]\nsweep = 'auto'\nrequests = 40\narrival = 'constant'\n";
         let plan = Plan::from_toml(text).unwrap();
-        let subject = Subject { name: "e".to_owned(), unusable: None, no_cold: None };
+        let subject = Subject { name: "e".to_owned(), unusable: None, no_cold: None, holds: None };
         let mut search = Search::default();
         let mut tried = Vec::new();
         for case in expand(&plan, std::slice::from_ref(&subject)) {

@@ -167,7 +167,7 @@ impl CommandEngine {
             log: log.clone(),
             container: format!(
                 "yardstick-{}-{}-{}",
-                self.name,
+                self.plain_name(),
                 std::process::id(),
                 self.num_starts
             ),
@@ -259,13 +259,19 @@ impl CommandEngine {
 
     fn log(&self) -> PathBuf {
         let named = self.plan.log.as_ref().map(PathBuf::from);
-        named.unwrap_or_else(|| self.logs.join(format!("{}.log", self.name)))
+        named.unwrap_or_else(|| self.logs.join(format!("{}.log", self.plain_name())))
+    }
+
+    /// Its name without what a container's and a file's cannot carry.
+    fn plain_name(&self) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        self.name.chars().map(|c| if plain(c) { c } else { '-' }).collect()
     }
 
     /// A folder of ours for each cache, so that no cache of the user's is touched.
     fn fresh_caches(&self) -> Result<BTreeMap<String, PathBuf>, String> {
         let folder = |name: &String| {
-            let folder = format!("cache-{}-{}-{name}", self.name, self.num_starts);
+            let folder = format!("cache-{}-{}-{name}", self.plain_name(), self.num_starts);
             let path = std::path::absolute(self.logs.join(folder)).map_err(|e| e.to_string())?;
             std::fs::create_dir_all(&path)
                 .map_err(|error| format!("cache {}: {error}", path.display()))?;

@@ -3,7 +3,7 @@
 
 use super::load::points;
 use super::order::{Draw, Turn};
-use super::{Experiment, LoadPlan, LoadShape, Plan, Requirement, Residency};
+use super::{Experiment, Lengths, LoadPlan, LoadShape, Plan, PromptPlan, Requirement, Residency};
 use crate::record::{CaseRecord, LoadRecord};
 
 /// An engine as far as planning cares.
@@ -15,6 +15,9 @@ pub struct Subject {
     pub unusable: Option<String>,
     /// Why it cannot be made cold.
     pub no_cold: Option<String>,
+    /// Longest sequence in tokens, where it is a point of a sweep over KV
+    /// settings, of which some may be too small for a load.
+    pub holds: Option<u32>,
 }
 
 /// One engine under one load, once.
@@ -164,7 +167,11 @@ impl Loads<'_> {
                 again: turn.again,
                 shape: LoadShape::Closed { concurrency },
                 num_requests: num_requests(experiment, concurrency, self.plan.requests),
-                absent: subject.unusable.clone().or(no_cold),
+                absent: subject
+                    .unusable
+                    .clone()
+                    .or(no_cold)
+                    .or_else(|| too_long(subject, self.plan, None)),
                 load,
                 load_plan: None,
                 search: false,
@@ -184,7 +191,9 @@ impl Loads<'_> {
             let empty = "its trace has no request in the time asked for";
             let case = |turn: Turn, load: u32| {
                 let num_requests = point.num_requests(of, self.plan.seed.unwrap_or(0), load);
-                let unusable = self.subjects[turn.engine].unusable.clone();
+                let subject = &self.subjects[turn.engine];
+                let unusable = subject.unusable.clone();
+                let unusable = unusable.or_else(|| too_long(subject, self.plan, Some(of)));
                 Case {
                     engine: turn.engine,
                     experiment: point.name.clone(),
@@ -237,6 +246,38 @@ impl Loads<'_> {
     }
 }
 
+/// Why a point of a sweep cannot hold the longest request of a load, where that
+/// is known before it is measured. Of an engine that was named as it is each
+/// request says so itself.
+fn too_long(subject: &Subject, plan: &Plan, load: Option<&LoadPlan>) -> Option<String> {
+    let holds = subject.holds?;
+    let content = load.map(|load| &load.content);
+    if content.is_some_and(|content| content.turns > 1 || content.source.is_some()) {
+        return None;
+    }
+    let bound = |lengths: Lengths| match lengths {
+        Lengths::Fixed(tokens) | Lengths::Uniform { most: tokens, .. } => Some(tokens),
+        Lengths::Normal { .. } | Lengths::Lognormal { .. } => None,
+    };
+    let prompt = match (content.and_then(|content| content.prompt_tokens), &plan.prompt) {
+        (Some(lengths), _) => bound(lengths)?,
+        (None, PromptPlan::Synthetic { num_tokens }) => *num_tokens,
+        (None, PromptPlan::Question(_)) => return None,
+    };
+    let prefix = content.and_then(|content| content.prefix).map_or(0, |(_, tokens)| tokens);
+    let prompt = prompt.saturating_add(prefix);
+    let output = match content.and_then(|content| content.output_tokens) {
+        Some(lengths) => bound(lengths)?,
+        None => plan.max_tokens,
+    };
+    (prompt.saturating_add(output) > holds).then(|| {
+        format!(
+            "it holds sequences of {holds} tokens at most, and the load has {prompt} of prompt and \
+             {output} of output"
+        )
+    })
+}
+
 fn levels(experiment: Experiment, concurrency: u32) -> std::ops::RangeInclusive<u32> {
     match experiment {
         Experiment::SequentialCold => 1..=1,
@@ -265,6 +306,7 @@ mod tests {
             name: name.to_owned(),
             unusable: None,
             no_cold: no_cold.map(str::to_owned),
+            holds: None,
         };
         vec![subject("embedded", None), subject("vllm", Some("not ours to stop"))]
     }
@@ -392,6 +434,31 @@ mod tests {
             };
             assert_eq!(case.requirements.len(), expected, "{case:?}");
         }
+    }
+
+    #[test]
+    fn point_that_cannot_hold_the_load_is_absent_from_it_with_its_numbers() {
+        let text = "prompt_tokens = 60\nmax_tokens = 5\n[[load]]\nrate = 1\nprompt_tokens = \
+                    'uniform:8-40'\noutput_tokens = 24\n[[load]]\nname = 'fits'\nrate = 1\n\
+                    prompt_tokens = 40\noutput_tokens = 23\n[[load]]\nname = 'unbounded'\n\
+                    rate = 1\nprompt_tokens = 'lognormal:40,40'\n";
+        let mut plan = Plan::from_toml(text).unwrap();
+        plan.experiments = vec![Experiment::ConcurrentWarm];
+        let mut subjects = subjects();
+        subjects[0].holds = Some(63);
+        let cases = expand(&plan, &subjects);
+        let absent = |name: &str, engine| {
+            let case = cases.iter().find(|case| case.experiment == name && case.engine == engine);
+            case.unwrap().absent.clone()
+        };
+        let reason = absent("poisson", 0).unwrap();
+        assert!(
+            reason.contains("63 tokens at most") && reason.contains("40 of prompt"),
+            "{reason}"
+        );
+        assert!(absent("concurrent-warm", 0).is_some());
+        assert_eq!((absent("fits", 0), absent("unbounded", 0)), (None, None));
+        assert_eq!(absent("poisson", 1), None, "not a point of a sweep");
     }
 
     #[test]

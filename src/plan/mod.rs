@@ -5,6 +5,7 @@ pub mod cloud_run;
 pub mod command_line;
 pub mod expand;
 pub mod experiment;
+pub mod kv_sweep;
 pub mod lengths;
 pub mod lifecycle;
 pub mod load;
@@ -25,6 +26,7 @@ use crate::engine::spec::SpecError;
 
 pub use expand::{Case, Subject, expand};
 pub use experiment::Experiment;
+pub use kv_sweep::{KvAxis, KvSweep};
 pub use lengths::Lengths;
 pub use lifecycle::{Cold, LifecyclePlan, Residency};
 pub use load::{LoadPlan, Pace};
@@ -89,6 +91,8 @@ pub struct Plan {
     pub dummy_weights: bool,
     /// How engines are started and stopped, by their names; the others run already or in this process.
     pub lifecycles: BTreeMap<String, LifecyclePlan>,
+    /// KV settings to go through: every engine becomes one a point.
+    pub kv_sweep: Option<KvSweep>,
     /// Whether engines may hold memory at once; see [`Plan::residency`] for what `None` means.
     pub resident: Option<Residency>,
 }
@@ -130,6 +134,7 @@ impl Default for Plan {
             seed: None,
             dummy_weights: false,
             lifecycles: BTreeMap::new(),
+            kv_sweep: None,
             resident: None,
         }
     }
@@ -164,6 +169,9 @@ pub enum PlanError {
     /// A lifecycle is wrong.
     #[error(transparent)]
     Lifecycle(#[from] lifecycle::LifecycleError),
+    /// A sweep over KV settings is wrong.
+    #[error("kv_sweep: {0}")]
+    KvSweep(String),
     /// A word that has no meaning in its field.
     #[error("{0}")]
     Word(String),
@@ -262,7 +270,18 @@ impl Plan {
             }
         }
         self.check_requirements()?;
-        self.check_lifecycles()
+        self.check_lifecycles()?;
+        kv_sweep::apply(self).map(|_| ())
+    }
+
+    /// The plan with an engine for each point of its sweep over KV settings, and
+    /// without the sweep; itself where it has none.
+    ///
+    /// # Errors
+    /// [`PlanError::KvSweep`] where an engine cannot be told what is varied.
+    pub fn swept(&self) -> Result<Self, PlanError> {
+        let swept = kv_sweep::apply(self)?;
+        Ok(Self { kv_sweep: None, ..swept })
     }
 
     fn check_requirements(&self) -> Result<(), PlanError> {

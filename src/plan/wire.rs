@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::load_spec::LoadSpec;
-use super::{LoadPlan, Order, Plan, PlanError, PromptPlan, Residency, WarmUp};
+use super::{KvAxis, KvSweep, LoadPlan, Order, Plan, PlanError, PromptPlan, Residency, WarmUp};
 use crate::engine::{EngineKind, EngineSpec};
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -35,6 +35,7 @@ struct WirePlan {
     seed: Option<u64>,
     load_format: Option<WireLoadFormat>,
     resident: Option<Residency>,
+    kv_sweep: Option<BTreeMap<String, Vec<WireSetting>>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     engine: Vec<WireEngine>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -84,7 +85,19 @@ struct WireEngine {
 enum WireSetting {
     Text(String),
     Whole(i64),
+    Real(f64),
     Switch(bool),
+}
+
+impl WireSetting {
+    fn text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Whole(number) => number.to_string(),
+            Self::Real(number) => number.to_string(),
+            Self::Switch(on) => on.to_string(),
+        }
+    }
 }
 
 pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
@@ -117,6 +130,7 @@ pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
         }
         engines.push(spec);
     }
+    let kv_sweep = wire.kv_sweep.map(kv_sweep).transpose()?;
     let plan = Plan {
         name: wire.name.unwrap_or(default.name),
         analysis: wire.analysis,
@@ -140,6 +154,7 @@ pub(super) fn parse(text: &str) -> Result<Plan, PlanError> {
         seed: wire.seed,
         dummy_weights: wire.load_format == Some(WireLoadFormat::Dummy),
         lifecycles,
+        kv_sweep,
         resident: wire.resident,
     };
     plan.check()?;
@@ -181,6 +196,7 @@ pub(super) fn render(plan: &Plan) -> String {
         }),
         load: plan.loads.iter().map(|load| load.spec.clone()).collect(),
         resident: plan.resident,
+        kv_sweep: plan.kv_sweep.as_ref().map(wire_kv_sweep),
         engine: plan.engines.iter().map(|spec| wire_engine(plan, spec)).collect(),
     };
     // Every value above is a string, a number or a table: TOML can hold all of them.
@@ -188,15 +204,7 @@ pub(super) fn render(plan: &Plan) -> String {
 }
 
 fn engine(wire: WireEngine) -> Result<EngineSpec, PlanError> {
-    let settings = wire
-        .settings
-        .into_iter()
-        .map(|(key, value)| match value {
-            WireSetting::Text(text) => (key, text),
-            WireSetting::Whole(number) => (key, number.to_string()),
-            WireSetting::Switch(on) => (key, on.to_string()),
-        })
-        .collect();
+    let settings = wire.settings.into_iter().map(|(key, value)| (key, value.text())).collect();
     Ok(EngineSpec::new(wire.name.as_deref(), wire.kind, wire.url.as_deref(), settings)?)
 }
 
@@ -212,6 +220,18 @@ fn wire_engine(plan: &Plan, spec: &EngineSpec) -> WireEngine {
             .collect(),
         lifecycle: plan.lifecycles.get(&spec.name).map(lifecycle::render),
     }
+}
+
+fn kv_sweep(wire: BTreeMap<String, Vec<WireSetting>>) -> Result<KvSweep, PlanError> {
+    let axis = |(setting, values): (String, Vec<WireSetting>)| {
+        KvAxis::new(&setting, values.into_iter().map(WireSetting::text).collect())
+    };
+    KvSweep::new(wire.into_iter().map(axis).collect::<Result<_, _>>()?)
+}
+
+fn wire_kv_sweep(sweep: &KvSweep) -> BTreeMap<String, Vec<WireSetting>> {
+    let text = |value: &String| WireSetting::Text(value.clone());
+    sweep.axes().map(|(key, values)| (key.to_owned(), values.iter().map(text).collect())).collect()
 }
 
 /// TOML errors draw the line they complain about; messages here are one line.

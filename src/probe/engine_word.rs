@@ -61,6 +61,7 @@ pub(super) fn from_metrics(text: &str) -> Option<EngineWord> {
                 number(sample, "num_gpu_blocks")?.checked_mul(number(sample, "block_size")?)
             })
         }),
+        kv_blocks: add(&|sample| number(sample, "num_gpu_blocks")),
         preemptions: count(&PREEMPTIONS),
         prefix_queries: count(&PREFIX_QUERIES),
         prefix_hits: count(&PREFIX_HITS),
@@ -154,6 +155,7 @@ mod tests {
         assert_eq!((word.num_running, word.num_waiting), (Some(0), Some(0)));
         assert_eq!(word.kv_usage, Some(0.0));
         assert_eq!((word.kv_bytes, word.kv_tokens), (Some(1 << 30), Some(46_592)));
+        assert_eq!(word.kv_blocks, Some(364));
         assert_eq!((word.prefix_queries, word.prefix_hits), (Some(47), Some(0)));
         assert_eq!(word.preemptions, Some(0));
         assert!(word.prompt_tokens.is_some() && word.output_tokens.is_some());
@@ -166,6 +168,7 @@ mod tests {
         let word = from_metrics(old).unwrap();
         assert_eq!((word.kv_usage, word.prefix_hits), (Some(0.25), Some(8)));
         assert_eq!((word.kv_tokens, word.kv_bytes), (Some(1600), None));
+        assert_eq!(word.kv_blocks, Some(100));
         let both = format!("{old}vllm:kv_cache_usage_perc 0.5\nvllm:prefix_cache_hits_total 8\n");
         let word = from_metrics(&both).unwrap();
         assert_eq!((word.kv_usage, word.prefix_hits), (Some(0.5), Some(8)));

@@ -134,6 +134,9 @@ pub struct EngineWord {
     /// Its KV cache in tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_tokens: Option<u64>,
+    /// Its KV cache in blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_blocks: Option<u64>,
     /// Sequences sent back to the queue so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preemptions: Option<u64>,

@@ -4,6 +4,7 @@
 use std::fmt::{self, Write};
 
 use crate::stats::Summary;
+use crate::stats::kv_sweep::Point;
 use crate::stats::resources::CaseResources;
 use crate::stats::summary::{CaseSummary, Distribution, Interval};
 
@@ -61,6 +62,17 @@ pub fn render(summary: &Summary, out: &mut impl Write) -> fmt::Result {
                 fields[14] = case.steady_absent.clone().unwrap_or_default();
             }
             writer.write_record(row(case, &metric, unit, fields)).map_err(|_| fmt::Error)?;
+        }
+        let is_shown = summary.over_rounds.is_empty() || case.num_rounds.is_some();
+        let points = summary.kv_sweep.iter().flat_map(|sweep| &sweep.points);
+        for point in points.filter(|point| is_shown && point.case == Some(case.case)) {
+            for (metric, unit, value) in point_values(point) {
+                let mut fields = Numbers::default();
+                fields[1] = number(value);
+                let reason = point.absent.as_ref().or_else(|| point.reasons.get(metric));
+                fields[14] = reason.filter(|_| value.is_none()).cloned().unwrap_or_default();
+                writer.write_record(row(case, metric, unit, fields)).map_err(|_| fmt::Error)?;
+            }
         }
         let used = summary.resources.iter().flat_map(|resources| &resources.cases);
         let is_single = case.num_rounds.is_none();
@@ -149,6 +161,27 @@ fn resource_values(used: &CaseResources) -> [(&'static str, &'static str, Option
         ("preemptions", "1", whole(used.preemptions)),
         ("prefix_queries", "1", whole(used.prefix_queries)),
         ("prefix_hits", "1", whole(used.prefix_hits)),
+    ]
+}
+
+/// What a point of a sweep over KV settings adds to its case.
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn point_values(point: &Point) -> [(&'static str, &'static str, Option<f64>); 13] {
+    let whole = |count: Option<u64>| count.map(|count| count as f64);
+    [
+        ("num_blocks", "1", whole(point.num_blocks)),
+        ("block_size", "1", whole(point.block_size)),
+        ("kv_tokens", "1", whole(point.kv_tokens)),
+        ("num_preemptions", "1", whole(point.num_preemptions)),
+        ("peak_kv_use", "1", point.peak_kv_use),
+        ("mean_kv_use", "1", point.mean_kv_use),
+        ("waste_share", "1", point.waste_share),
+        ("peak_waste_slots", "1", whole(point.peak_waste_slots)),
+        ("prefix_hit_share", "1", point.prefix_hit_share),
+        ("mean_running", "1", point.mean_running),
+        ("fits", "1", whole(point.fits)),
+        ("predicted_running", "1", point.predicted_running),
+        ("predicted_tokens_per_s", "1/s", point.predicted_tokens_per_s),
     ]
 }
 

@@ -62,6 +62,13 @@ pub fn render(view: &View<'_>, out: &mut impl Write) -> fmt::Result {
         writeln!(out, "\n{}.\n", escape(&sweep.caption))?;
         table(out, sweep)?;
     }
+    if !view.kv_sweep.is_empty() {
+        writeln!(out, "\n## KV pool")?;
+    }
+    for sweep in &view.kv_sweep {
+        writeln!(out, "\n{}.\n", escape(&sweep.caption))?;
+        table(out, sweep)?;
+    }
     if !view.http_cost.is_empty() {
         writeln!(out, "\n## The cost of HTTP")?;
     }

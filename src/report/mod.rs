@@ -13,6 +13,7 @@ pub mod definitions;
 pub mod gates;
 pub mod html;
 pub mod inside;
+pub mod kv_table;
 pub mod load_table;
 pub mod markdown;
 pub mod matrix;

@@ -83,6 +83,12 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
         paragraph(out, "", &sweep.caption, width)?;
         left_out.extend(table(out, sweep, ink, width)?);
     }
+    for sweep in &view.kv_sweep {
+        writeln!(out)?;
+        writeln!(out, "{}", ink.strong(&rule("KV pool", "", width)))?;
+        paragraph(out, "", &sweep.caption, width)?;
+        left_out.extend(table(out, sweep, ink, width)?);
+    }
     for cost in &view.http_cost {
         writeln!(out)?;
         writeln!(out, "{}", ink.strong(&rule("the cost of HTTP", "", width)))?;

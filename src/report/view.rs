@@ -10,12 +10,12 @@ use crate::stats::warnings::Warning;
 use crate::units::format_bytes;
 
 use super::case_table::case_table;
-use super::load_table;
 use super::matrix::matrices;
 use super::numbers::write_difference;
 use super::prose::list;
 use super::table::{Cell, Column, Table};
 use super::verdict::{Verdict, verdicts};
+use super::{kv_table, load_table};
 
 /// A run, ready to be written in some format.
 #[derive(Debug, Clone)]
@@ -38,6 +38,8 @@ pub struct View<'a> {
     pub http_cost: Vec<Table>,
     /// One table a sweep over rates.
     pub capacity: Vec<Table>,
+    /// One table a sweep over KV settings.
+    pub kv_sweep: Vec<Table>,
     /// Cold starts by phase, where yardstick started engines.
     pub cold_starts: Vec<Table>,
     /// What engines in this process told of themselves.
@@ -92,6 +94,7 @@ impl<'a> View<'a> {
             gates: super::gates::tables(run, &summary.gates),
             http_cost: http_cost(&summary.http_cost),
             capacity: load_table::capacity_tables(&summary.capacity),
+            kv_sweep: kv_table::tables(&summary.kv_sweep),
             cold_starts: super::cold_start::tables(&summary.cold_starts),
             inside: super::inside::tables(&summary.inside),
             resources: super::resources::tables(summary.resources.as_ref()),

@@ -97,6 +97,21 @@ pub fn failure(case: u32, journal: &[JournalEntry]) -> Option<&str> {
     })
 }
 
+/// From the beginning of a case to its end, or to the last line of the journal
+/// where it has none; `None` of a case that never began.
+#[must_use]
+pub fn span(case: u32, journal: &[JournalEntry]) -> Option<(Timestamp, Timestamp)> {
+    let begins = |entry: &&JournalEntry| entry.event == JournalEvent::CaseStarted { case };
+    let ends = |entry: &&JournalEntry| {
+        matches!(entry.event, JournalEvent::CaseFinished { case: ended, .. }
+            | JournalEvent::CaseFailed { case: ended, .. } if ended == case)
+    };
+    let from = journal.iter().find(begins)?.at_ns;
+    let last = || journal.iter().map(|entry| entry.at_ns).max();
+    let to = journal.iter().find(ends).map(|entry| entry.at_ns).or_else(last)?;
+    Some((from, to.max(from)))
+}
+
 /// Whether a case was left out as the run went.
 #[must_use]
 pub fn was_skipped(case: u32, journal: &[JournalEntry]) -> bool {

@@ -15,6 +15,7 @@ pub mod gates;
 pub mod goodput;
 pub mod http_cost;
 pub mod inside;
+pub mod kv_sweep;
 pub mod latency;
 pub mod misreading;
 pub mod open_loop;
@@ -82,6 +83,7 @@ pub fn summarise(run: &RunData) -> Summary {
     let cold_starts = cold_start::summarise(run, &first_arms);
     let http_cost = http_cost::pair(&run.manifest.engines, shown);
     let capacity = capacity::capacities(&first);
+    let kv_sweep = kv_sweep::sweeps(run, &first_arms, shown, &absent);
     let compared = compare_rounds(&grouped, &cases);
     let resources = resources::summarise(run, &first_arms);
     let mut warnings = checks::find(run, &grouped, shown, client_error.as_ref(), complete);
@@ -99,6 +101,7 @@ pub fn summarise(run: &RunData) -> Summary {
         absent,
         http_cost,
         capacity,
+        kv_sweep,
         gates,
         comparisons: compared.comparisons,
         not_compared: compared.not_compared,

@@ -17,6 +17,7 @@ mod cuda;
 mod engine;
 mod fairness;
 mod golden;
+mod kv_sweep;
 #[cfg(target_os = "linux")]
 mod lifecycle;
 mod loads;

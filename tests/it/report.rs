@@ -6,7 +6,8 @@
 mod browser;
 mod fixture;
 mod format;
-mod markup;
+mod kv;
+pub mod markup;
 mod rounds;
 mod watch;
 
@@ -106,6 +107,21 @@ fn engines_are_compared_over_rounds_in_every_report() {
     assert!(document.contains("## Comparison"));
     let once = terminal(&fixture::run(), false, 80);
     assert!(!once.contains("comparison ─"), "one round compares nothing");
+}
+
+#[test]
+fn sweep_over_the_pool_reads_well_at_80_columns() {
+    let run = kv::swept();
+    let text = terminal(&run, false, 80);
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    let from = text.find("KV pool ─").unwrap();
+    let to = text.find("inside the engine ─").unwrap();
+    insta::assert_snapshot!(text[from..to].trim_end());
+    let page = html(&run);
+    markup::check(&page);
+    for words in ["Throughput over the pool", "The smallest sufficient pool is kv_blocks=32"] {
+        assert!(page.contains(words), "{words}");
+    }
 }
 
 #[test]

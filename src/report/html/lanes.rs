@@ -81,7 +81,7 @@ fn lane(svg: &mut Svg, series: &Series, frame: Frame, top: f64, x: &dyn Fn(f64) 
 }
 
 /// At most [`MAX_POINTS`], of each stretch the highest: a peak must not vanish.
-fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+pub(super) fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let every = points.len().div_ceil(MAX_POINTS).max(1);
     let highest = |stretch: &[(f64, f64)]| {
         stretch.iter().copied().reduce(|a, b| if b.1 > a.1 { b } else { a })

@@ -11,6 +11,7 @@ mod comparison;
 mod escape;
 mod experiment;
 mod forest;
+mod kv_sweep;
 mod lanes;
 mod over_concurrency;
 mod over_rate;
@@ -72,6 +73,7 @@ pub fn render(run: &RunData, summary: &Summary, out: &mut impl Write) -> fmt::Re
     comparison::section(&page, out)?;
     closing::gates(&page, out)?;
     capacity::section(&page, out)?;
+    kv_sweep::section(&page, out)?;
     cold_start::section(&page, out)?;
     closing::http_cost(&page, out)?;
     closing::inside(&page, out)?;
@@ -123,6 +125,9 @@ fn header(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     }
     if !page.view.capacity.is_empty() {
         out.write_str("<li><a href=\"#capacity\">Capacity</a></li>\n")?;
+    }
+    if !page.view.kv_sweep.is_empty() {
+        out.write_str("<li><a href=\"#kv-sweep\">KV pool</a></li>\n")?;
     }
     if !page.view.cold_starts.is_empty() {
         out.write_str("<li><a href=\"#cold-starts\">Cold starts</a></li>\n")?;

@@ -60,7 +60,9 @@ fn starts<'a>(run: &'a RunData, engine: &EngineRecord) -> Vec<&'a PageCache> {
 
 fn is_asked_for(run: &RunData, engine: &EngineRecord) -> bool {
     let plan = Plan::from_toml(&run.manifest.plan).ok();
-    let lifecycle = plan.as_ref().and_then(|plan| plan.lifecycles.get(&engine.spec.name));
+    let spec = &engine.spec;
+    let named = spec.kv_point.as_ref().map_or(&spec.name, |point| &point.of);
+    let lifecycle = plan.as_ref().and_then(|plan| plan.lifecycles.get(named));
     matches!(lifecycle, Some(LifecyclePlan::Command(plan)) if plan.cold.contains(&Cold::PageCache))
 }
 

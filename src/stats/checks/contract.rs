@@ -10,9 +10,10 @@ use crate::stats::summary::CaseSummary;
 use crate::stats::warnings::{Warning, WarningClass};
 
 pub(super) fn unequal_context(facts: &Facts<'_>) -> Option<Warning> {
-    let told: Vec<(&str, u32)> = facts
-        .described()
-        .filter_map(|(engine, info)| Some((engine, info.max_model_len?)))
+    // Points of a sweep over KV settings differ in it by what they are.
+    let engines = facts.run.manifest.engines.iter().filter(|it| it.spec.kv_point.is_none());
+    let told: Vec<(&str, u32)> = engines
+        .filter_map(|it| Some((it.spec.name.as_str(), it.info.as_ref()?.max_model_len?)))
         .collect();
     let first = told.first()?.1;
     let named: Vec<_> = told.iter().map(|(engine, len)| format!("{engine} {len}")).collect();

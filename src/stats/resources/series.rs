@@ -9,6 +9,9 @@ use crate::units::millis;
 /// of 10 ms, which at 20 looks a second would be steps of a fifth of a processor.
 const CPU_SPAN: usize = 4;
 
+/// Name of the series of the KV pool's use.
+pub const KV_USED: &str = "KV cache used";
+
 /// What a series counts in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
@@ -74,7 +77,7 @@ pub fn between(run: &RunData, engine: usize, origin: Timestamp, until_ms: f64) -
         kv.extend(word.kv_usage.map(|share| (at(instant), share)));
         waiting.extend(word.num_waiting.map(|number| (at(instant), number as f64)));
     }
-    found.push(series("KV cache used", Unit::Share, kv));
+    found.push(series(KV_USED, Unit::Share, kv));
     // A queue that was never there needs no room.
     if waiting.iter().any(|(_, number)| *number > 0.0) {
         found.push(series("waiting", Unit::Requests, waiting));

@@ -11,7 +11,7 @@ use yardstick::stats::Summary;
 const FORMAT: &str = include_str!("../../../docs/FORMAT.md");
 
 /// Fields whose keys are data, not names of the format.
-const MAPS: [&str; 5] = ["settings", "notes", "server", "errors", "throttled"];
+const MAPS: [&str; 6] = ["settings", "notes", "server", "errors", "throttled", "reasons"];
 
 #[test]
 fn format_page_names_every_field_of_every_file() {
@@ -37,6 +37,9 @@ fn format_page_names_every_field_of_every_file() {
     }
     collect(&summary, &mut names);
     collect_required(&summary, &mut names);
+    let swept = super::kv::swept();
+    collect(&swept.manifest, &mut names);
+    collect(&super::stats::summarise(&swept).kv_sweep, &mut names);
     let rounds = super::rounds::repeat(super::fixture::run(), 2);
     collect(&super::stats::summarise(&rounds), &mut names);
     assert!(names.len() > 90, "{}", names.len());

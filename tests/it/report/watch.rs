@@ -91,6 +91,7 @@ fn word(k: u64) -> ResourceRecord {
             num_slots: Some(256),
             kv_usage: Some(usage),
             kv_bytes: Some(6_200 * MIB),
+            kv_blocks: Some(512),
             kv_tokens: Some(280_000),
             preemptions: Some(k / 300),
             prefix_queries: Some(k * 100),
