@@ -18,6 +18,7 @@ pub mod progress;
 pub mod report;
 pub mod run;
 pub mod serve;
+pub mod size;
 pub mod supervise;
 
 use std::ffi::OsString;
@@ -70,6 +71,7 @@ enum Verb {
     Report(report::Report),
     Compare(compare::Compare),
     Generate(generate::Generate),
+    Size(Box<size::Size>),
     Serve(serve::Serve),
     Calibrate(calibrate::Calibrate),
     Doctor(doctor::Doctor),
@@ -116,6 +118,7 @@ impl Verb {
             Self::Report(verb) => verb.execute(global),
             Self::Compare(verb) => verb.execute(global),
             Self::Generate(verb) => verb.execute(global),
+            Self::Size(verb) => verb.execute(global),
             Self::Serve(verb) => verb.execute(global),
             Self::Calibrate(verb) => verb.execute(global),
             Self::Doctor(verb) => verb.execute(global),

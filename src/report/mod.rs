@@ -21,6 +21,7 @@ pub mod numbers;
 pub mod own_error;
 pub mod prose;
 pub mod resources;
+pub mod simulation;
 pub mod table;
 pub mod terminal;
 pub mod verdict;

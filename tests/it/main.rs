@@ -28,6 +28,7 @@ mod probe;
 mod report;
 mod run;
 mod server;
+mod simulation;
 mod support;
 mod survival;
 mod tidy;
