@@ -1,6 +1,7 @@
 //! `yardstick size --simulate` as its user meets it.
 
-use std::process::Output;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -103,6 +104,29 @@ fn smaller_pools_preempt_and_larger_ones_do_not() {
     assert_eq!(large["steps"]["num_preemptions"], 0);
     assert!(small["kv"]["peak_used_blocks"].as_u64().unwrap() <= 700);
     assert_eq!(small["requests"]["num_answered"], large["requests"]["num_answered"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn interrupt_prints_what_was_simulated_until_then() {
+    let mut child = yardstick()
+        .args(["size", "--simulate", "--json", "--rate", "5", "--duration", "9000h"])
+        .args(L4)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The first word of its progress says that the handler is in place.
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("simulated ") && line.contains("answered"), "{line}");
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let simulated: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(simulated["interrupted"], true);
+    assert!(simulated["requests"]["num_answered"].as_u64().unwrap() > 0);
 }
 
 #[test]
