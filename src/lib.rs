@@ -5,7 +5,8 @@
 //! cases; an [`experiment`] prepares an engine and hands requests of the
 //! [`workload`] to the [`load`] driver; the driver runs them against an
 //! [`engine`], while a [`probe`] looks at what is used; what happens is written by [`record`]; [`stats`] derives numbers
-//! and [`report`] shows them. [`infer`] is the embedded engine, [`server`] puts
+//! and [`report`] shows them. [`simulation`] drives the embedded engine's scheduler on
+//! a clock of its own. [`infer`] is the embedded engine, [`server`] puts
 //! it behind HTTP, [`catalog`] finds its weights, [`lifecycle`] starts and stops
 //! engines that are processes of their own. [`sizing`] says beforehand what fits.
 
@@ -23,6 +24,7 @@ pub mod probe;
 pub mod record;
 pub mod report;
 pub mod server;
+pub mod simulation;
 pub mod sizing;
 pub mod stats;
 pub mod units;

@@ -9,6 +9,7 @@ use crate::engine::spec::SpecError;
 use crate::infer::InferError;
 use crate::record::RunDirError;
 use crate::server::ServerError;
+use crate::simulation::measured::StepsError;
 
 /// Exit code of a failure.
 const FAILURE: u8 = 1;
@@ -84,6 +85,9 @@ fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
         return error.hint();
     }
     if let Some(error) = cause.downcast_ref::<ServerError>() {
+        return error.hint();
+    }
+    if let Some(error) = cause.downcast_ref::<StepsError>() {
         return error.hint();
     }
     if let Some(error) = cause.downcast_ref::<InferError>() {

@@ -147,7 +147,7 @@ impl LoadArgs {
 }
 
 /// `500ms`, `30s`, `2m`, `1h`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("`{text}` is no time: expected a number with ms, s, m or h, such as 30s");
     let units = [("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3_600.0)];
     let found = units.iter().find_map(|(unit, seconds)| {

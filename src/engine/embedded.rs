@@ -51,7 +51,7 @@ impl EmbeddedEngine {
         model_name: &str,
         clock: &Clock,
     ) -> Result<Self, EngineError> {
-        let host = EngineHost::open(source, config(spec)?, clock.clone())?;
+        let host = EngineHost::open(source, engine_config(spec)?, clock.clone())?;
         let transport = match spec.setting("transport") {
             None | Some("channel") => Transport::Channel,
             Some("http") => over_http(spec, &host, model_name, clock)?,
@@ -110,7 +110,10 @@ fn over_http(
 
 /// The engine's configuration from the specification's settings, whose values
 /// were checked when it was made.
-fn config(spec: &EngineSpec) -> Result<EngineConfig, EngineError> {
+///
+/// # Errors
+/// [`EngineError`] for settings that contradict each other.
+pub fn engine_config(spec: &EngineSpec) -> Result<EngineConfig, EngineError> {
     let default = EngineConfig::default();
     let number = |key: &str, default: usize| spec.number(key).unwrap_or(default);
     let kv = match (spec.number("kv_blocks"), spec.setting("kv_memory")) {
@@ -365,7 +368,7 @@ mod tests {
     use crate::infer::ModelConfig;
 
     fn config_of(text: &str) -> Result<EngineConfig, EngineError> {
-        config(&text.parse().unwrap())
+        engine_config(&text.parse().unwrap())
     }
 
     #[test]

@@ -55,6 +55,8 @@ fn step(engine: u32, stats: &StepStats) -> StepRecord {
         num_tokens: stats.num_tokens as u64,
         num_prefill_tokens: stats.num_prefill_tokens as u64,
         num_seqs: stats.num_seqs as u64,
+        num_decode_kv_tokens: Some(stats.work.num_decode_kv_tokens as u64),
+        num_prefill_pairs: Some(stats.work.num_prefill_pairs as u64),
         num_waiting: after.num_waiting as u64,
         num_used_blocks: after.num_blocks.saturating_sub(after.num_free_blocks) as u64,
         num_free_blocks: after.num_free_blocks as u64,

@@ -225,7 +225,8 @@ impl EngineCore {
         let started_at = self.clock.now();
         let chunks = self.scheduler.schedule()?;
         debug_assert_eq!(self.scheduler.check_step(&chunks), Ok(()));
-        let num_prefill_tokens = self.note_scheduled(&chunks);
+        let work = self.scheduler.work_of(&chunks);
+        self.note_scheduled(&chunks);
         let batch = Batch::new(&self.scheduler, &chunks)?;
         #[cfg(test)]
         assert!(!std::mem::take(&mut self.panic_in_next_step), "a panic in a step, as ordered");
@@ -246,25 +247,22 @@ impl EngineCore {
             started_at,
             at: self.clock.now(),
             num_tokens: batch.input_ids.len(),
-            num_prefill_tokens,
+            num_prefill_tokens: work.num_prefill_tokens,
             num_seqs: chunks.len(),
+            work,
             scores,
             outputs,
         })
     }
 
-    /// Notes who takes part for the first time; the tokens of `chunks` that are
-    /// no decodes.
-    fn note_scheduled(&mut self, chunks: &[Chunk]) -> usize {
+    /// Notes who takes part for the first time.
+    fn note_scheduled(&mut self, chunks: &[Chunk]) {
         let now = self.clock.now();
-        let mut num_prefill_tokens = 0;
         for chunk in chunks {
             if let Some(sequence) = self.scheduler.running_mut(chunk.index) {
                 sequence.first_scheduled_at.get_or_insert(now);
-                num_prefill_tokens += if sequence.is_decoding() { 0 } else { chunk.num_tokens };
             }
         }
-        num_prefill_tokens
     }
 
     /// Ends the step: scores of prompts, and drawn tokens appended to their sequences.

@@ -2,6 +2,7 @@
 //! listens decides what becomes of them.
 
 use super::host::TokenLogprobs;
+use super::scheduler::StepWork;
 use super::sequence::SequenceId;
 use super::{InferError, StopReason};
 use crate::clock::Timestamp;
@@ -20,6 +21,8 @@ pub struct StepReport {
     pub num_prefill_tokens: usize,
     /// Sequences that took part.
     pub num_seqs: usize,
+    /// What was computed, counted.
+    pub work: StepWork,
     /// Prompt positions scored in this step.
     pub scores: Vec<PromptScores>,
     /// One entry for every sequence that drew a token or failed.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::core::{CoreStats, StepReport};
+use super::scheduler::StepWork;
 use crate::clock::Timestamp;
 
 /// Events that may wait to be fetched. A request of 512 tokens alone makes
@@ -54,6 +55,8 @@ pub struct StepStats {
     pub num_prefill_tokens: usize,
     /// Sequences that took part.
     pub num_seqs: usize,
+    /// What was computed, counted.
+    pub work: StepWork,
     /// Queue and pool as the step left them.
     pub after: CoreStats,
     /// Sequences sent back to the queue in this step.
@@ -72,6 +75,7 @@ impl StepStats {
             num_tokens: report.num_tokens,
             num_prefill_tokens: report.num_prefill_tokens,
             num_seqs: report.num_seqs,
+            work: report.work,
             after,
             num_preemptions: after.num_preemptions.saturating_sub(preempted_before),
             resident_bytes: None,

@@ -70,27 +70,30 @@ impl Arrivals {
     /// (the time change by which a Poisson process becomes an inhomogeneous one).
     #[must_use]
     pub fn instants(&self, extent: Extent, seed: u64, stream: u64) -> Vec<Duration> {
-        let mut generator = ChaCha8Rng::seed_from_u64(seed);
-        generator.set_stream(stream);
         let most = extent.requests.unwrap_or(MAX_ARRIVALS).min(MAX_ARRIVALS);
-        let mut instants = Vec::new();
-        let mut expected = match self.process {
-            Process::Constant => 0.0,
-            Process::Poisson | Process::Gamma { .. } => self.gap(&mut generator),
-        };
-        while instants.len() < most as usize {
-            let at = self.time_of(expected);
-            if extent.duration.is_some_and(|duration| at >= duration) {
-                break;
-            }
-            instants.push(at);
-            expected += self.gap(&mut generator);
-        }
+        let within = |at: &Duration| extent.duration.is_none_or(|duration| *at < duration);
+        let stream = self.stream(seed, stream).take(most as usize);
+        let mut instants: Vec<_> = stream.take_while(within).collect();
         if instants.is_empty() {
             // A load that is too short for its rate still has its one request.
             instants.push(Duration::ZERO);
         }
         instants
+    }
+
+    /// The same instants one after another, without end.
+    pub fn stream(self, seed: u64, stream: u64) -> impl Iterator<Item = Duration> {
+        let mut generator = ChaCha8Rng::seed_from_u64(seed);
+        generator.set_stream(stream);
+        let mut expected = match self.process {
+            Process::Constant => 0.0,
+            Process::Poisson | Process::Gamma { .. } => self.gap(&mut generator),
+        };
+        std::iter::repeat_with(move || {
+            let at = self.time_of(expected);
+            expected += self.gap(&mut generator);
+            at
+        })
     }
 
     /// A gap of mean 1.

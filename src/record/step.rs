@@ -20,6 +20,14 @@ pub struct StepRecord {
     pub num_prefill_tokens: u64,
     /// Sequences that took part.
     pub num_seqs: u64,
+    /// Tokens whose K and V the decoding sequences read, their own included; null
+    /// where an older yardstick wrote the line.
+    #[serde(default)]
+    pub num_decode_kv_tokens: Option<u64>,
+    /// Pairs of a prompt token and a token that it attends to, itself included;
+    /// likewise.
+    #[serde(default)]
+    pub num_prefill_pairs: Option<u64>,
     /// Sequences that wait after it.
     pub num_waiting: u64,
     /// KV blocks that sequences hold after it.

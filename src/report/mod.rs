@@ -22,6 +22,7 @@ pub mod numbers;
 pub mod own_error;
 pub mod prose;
 pub mod resources;
+pub mod simulation;
 pub mod sizing;
 pub mod table;
 pub mod terminal;

@@ -37,14 +37,27 @@ pub struct Objective {
 
 /// The goodput of a load; `None` where it has no objectives, or nothing was sent.
 #[must_use]
-#[expect(clippy::cast_precision_loss, reason = "request counts are far below 2^52")]
 pub fn goodput(load: &LoadRecord, requests: &[&RequestRecord]) -> Option<Goodput> {
     let slos: Vec<Slo> = load.slos.iter().filter_map(|slo| slo.parse().ok()).collect();
+    let span = rounds(requests).iter().filter_map(|round| span_s(round)).sum();
+    judge(&slos, requests, |slo, request| keeps(slo, request), span)
+}
+
+/// What became of `slos` over `requests` in a time of `span_s` seconds; `None`
+/// where there are no objectives, or no requests.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "request counts are far below 2^52")]
+pub fn judge<R>(
+    slos: &[Slo],
+    requests: &[R],
+    keeps: impl Fn(&Slo, &R) -> bool,
+    span_s: f64,
+) -> Option<Goodput> {
     if slos.is_empty() || requests.is_empty() {
         return None;
     }
     let n = requests.len() as f64;
-    let share = |keeps: &dyn Fn(&RequestRecord) -> bool| {
+    let share = |keeps: &dyn Fn(&R) -> bool| {
         requests.iter().filter(|request| keeps(request)).count() as f64 / n
     };
     let objectives: Vec<Objective> = slos
@@ -57,9 +70,8 @@ pub fn goodput(load: &LoadRecord, requests: &[&RequestRecord]) -> Option<Goodput
         })
         .collect();
     let good = share(&|request| slos.iter().all(|slo| keeps(slo, request)));
-    let span: f64 = rounds(requests).iter().filter_map(|round| span_s(round)).sum();
     Some(Goodput {
-        per_s: (span > 0.0).then(|| good * n / span),
+        per_s: (span_s > 0.0).then(|| good * n / span_s),
         share: good,
         met: objectives.iter().all(|objective| objective.met),
         objectives,

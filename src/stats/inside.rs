@@ -236,6 +236,8 @@ mod tests {
             num_tokens: 1,
             num_prefill_tokens: 0,
             num_seqs: 1,
+            num_decode_kv_tokens: None,
+            num_prefill_pairs: None,
             num_waiting: 0,
             num_used_blocks: nanos,
             num_free_blocks: 100 - nanos,

@@ -7,7 +7,8 @@ use rand_distr::{Distribution, LogNormal, Normal};
 use crate::plan::Lengths;
 
 /// A length in tokens, from 1 to [`Lengths::most`].
-pub(super) fn draw(lengths: &Lengths, generator: &mut ChaCha8Rng) -> u32 {
+#[must_use]
+pub fn draw(lengths: &Lengths, generator: &mut ChaCha8Rng) -> u32 {
     let value = match *lengths {
         Lengths::Fixed(tokens) => return tokens,
         Lengths::Uniform { least, most } => return generator.random_range(least..=most),

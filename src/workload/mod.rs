@@ -2,7 +2,7 @@
 //! same for every engine and distinct from each other unless the plan wants
 //! them equal. Knows no engine and sends nothing.
 
-mod lengths;
+pub mod lengths;
 mod schedule;
 pub mod source;
 mod synthetic;

@@ -29,6 +29,7 @@ mod probe;
 mod report;
 mod run;
 mod server;
+mod simulation;
 mod size;
 mod support;
 mod survival;

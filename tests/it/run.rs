@@ -59,6 +59,8 @@ fn engines_told_of_themselves(data: &RunData) {
         assert!(steps.len() >= 18, "{}", steps.len());
         assert!(steps.iter().all(|step| step.took_ns > 0 && step.num_tokens > 0));
         assert!(steps.iter().any(|step| step.num_used_blocks > 0));
+        assert!(steps.iter().any(|step| step.num_decode_kv_tokens > Some(0)));
+        assert!(steps.iter().any(|step| step.num_prefill_pairs > Some(0)));
     }
     let count = |holds: fn(&JournalEvent) -> bool| {
         data.journal.iter().filter(|entry| holds(&entry.event)).count()
@@ -96,6 +98,25 @@ fn comparison_of_the_embedded_engine_with_itself_over_http_is_complete() {
     directory_is_whole(&out, &output);
 }
 
+/// A simulation takes step times, pool and model from the run.
+fn step_times_are_in_it(data: &RunData, out: &Path) {
+    let name = data.manifest.engines[1].spec.name.as_str();
+    let load =
+        ["--users", "3", "--requests", "6", "--prompt-tokens", "24", "--output-tokens", "12"];
+    let simulate = ["size", "--simulate", "--json", "--steps-from", out.to_str().unwrap()];
+    let output = run(&[&simulate[..], &load, &["--steps-engine", name]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let simulated = json(&output);
+    assert_eq!(simulated["step_times"]["kind"], "fitted");
+    assert_eq!(simulated["step_times"]["engine"], name);
+    assert_eq!(simulated["engine"]["model"], data.manifest.model.as_str());
+    let step = data.steps.iter().find(|step| step.engine == 1).unwrap();
+    let blocks = step.num_used_blocks + step.num_free_blocks;
+    assert_eq!(simulated["engine"]["num_blocks"].as_u64(), Some(blocks));
+    assert_eq!(simulated["steps"]["num_output_tokens"], 72);
+    refused(&[&simulate[..], &load].concat(), "has steps of");
+}
+
 /// The files are there, the raw lines add up, and rendering again changes nothing.
 fn directory_is_whole(out: &Path, output: &Output) {
     let data = RunData::read(out).unwrap();
@@ -104,6 +125,7 @@ fn directory_is_whole(out: &Path, output: &Output) {
     let cold = data.requests.iter().filter(|record| record.cold).count();
     assert_eq!(cold, 2 * (1 + 2), "the opening burst of each cold case, and only it");
     engines_told_of_themselves(&data);
+    step_times_are_in_it(&data, out);
     let on_disk: Value =
         serde_json::from_slice(&fs::read(out.join("summary.json")).unwrap()).unwrap();
     assert_eq!(on_disk, json(output));

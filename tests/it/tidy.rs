@@ -110,8 +110,8 @@ fn block_accounting_and_scheduling_know_no_tensors() {
 }
 
 #[test]
-fn statistics_reports_and_expansion_are_pure() {
-    let folders = ["src/stats", "src/report", "src/sizing", "src/plan/expand.rs"];
+fn statistics_reports_sizing_simulation_and_expansion_are_pure() {
+    let folders = ["src/stats", "src/report", "src/simulation", "src/sizing", "src/plan/expand.rs"];
     refuse(&folders, &["std::fs", "File::", "Clock", "println!", "std::env", "std::net"], &[]);
 }
 

@@ -3,7 +3,9 @@
 use clap::{Args, ValueEnum};
 
 use crate::cli::Failure;
-use crate::hardware::{self, find_gpu_card_named, gpu_cards};
+use crate::hardware::{self, GpuCard, find_gpu_card_named, gpu_cards};
+use crate::infer::EngineConfig;
+use crate::plan;
 use crate::sizing::amount::gib;
 use crate::sizing::{GpuMemory, KvType, Lengths, MaxModelLen, Settings, Version};
 
@@ -25,18 +27,22 @@ impl GpuArgs {
         self.gpu.is_some() || self.gpu_memory_gib.is_some()
     }
 
+    /// The card that was named.
+    pub(super) fn card(&self) -> Result<Option<&'static GpuCard>, Failure> {
+        let Some(name) = &self.gpu else { return Ok(None) };
+        let card = find_gpu_card_named(name).ok_or_else(|| {
+            Failure::new(format!("GPU `{name}` is not known, expected one of {}", card_names()))
+                .with_hint("--gpu-memory-gib takes the memory of any other")
+        })?;
+        Ok(Some(card))
+    }
+
     /// The GPU's memory.
     pub(super) fn memory(&self) -> anyhow::Result<GpuMemory> {
         if let Some(bytes) = self.gpu_memory_gib {
             return Ok(GpuMemory::given(bytes));
         }
-        let names =
-            || gpu_cards().iter().map(|card| card.name.clone()).collect::<Vec<_>>().join(", ");
-        if let Some(name) = &self.gpu {
-            let card = find_gpu_card_named(name).ok_or_else(|| {
-                Failure::new(format!("GPU `{name}` is not known, expected one of {}", names()))
-                    .with_hint("--gpu-memory-gib takes the memory of any other")
-            })?;
+        if let Some(card) = self.card()? {
             return Ok(GpuMemory::of_card(card).ok_or_else(|| {
                 Failure::new(format!("the memory of {} is not known here", card.name))
                     .with_hint("give it with --gpu-memory-gib")
@@ -48,11 +54,15 @@ impl GpuArgs {
             return Err(Failure::new(format!(
                 "no GPU was named, and this machine has none: {why}"
             ))
-            .with_hint(format!("give --gpu ({}) or --gpu-memory-gib", names()))
+            .with_hint(format!("give --gpu ({}) or --gpu-memory-gib", card_names()))
             .into());
         };
         Ok(GpuMemory::of_nvml(&gpu.name, gpu.memory_bytes))
     }
+}
+
+fn card_names() -> String {
+    gpu_cards().iter().map(|card| card.name.clone()).collect::<Vec<_>>().join(", ")
 }
 
 /// What the linear layers compute in.
@@ -80,14 +90,14 @@ pub(super) struct SettingsArgs {
     ollama_version: Option<Version>,
     /// Share of the GPU's memory for the engine [default: 0.9, vLLM from 0.20 on 0.92]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
-    gpu_memory_utilization: Option<f64>,
+    pub(super) gpu_memory_utilization: Option<f64>,
     /// Longest sequence in tokens, or auto for what fits (vLLM); num_ctx of Ollama
     /// [default: the model's; Ollama: by the GPU's memory]
     #[arg(long, value_name = "N", value_parser = max_model_len, allow_negative_numbers = true)]
-    max_model_len: Option<MaxModelLen>,
+    pub(super) max_model_len: Option<MaxModelLen>,
     /// Tokens in a KV block [default: 16]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    block_size: Option<u64>,
+    pub(super) block_size: Option<u64>,
     /// What weights and activations are computed in
     #[arg(long, value_enum, value_name = "DTYPE", default_value = "auto")]
     dtype: Dtype,
@@ -96,19 +106,20 @@ pub(super) struct SettingsArgs {
     kv_cache_dtype: KvChoice,
     /// Sequences in one step [default: vLLM 256, on GPUs from 70 GiB on 1024; embedded 64]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    max_num_seqs: Option<u64>,
+    pub(super) max_num_seqs: Option<u64>,
     /// Tokens in one step [default: by version, GPU and length]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    max_num_batched_tokens: Option<u64>,
+    pub(super) max_num_batched_tokens: Option<u64>,
     /// Ollama's slots, OLLAMA_NUM_PARALLEL [default: 1, before 0.6 4]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     num_parallel: Option<u64>,
-    /// Tokens of a prompt, to ask how many requests fit at once
-    #[arg(long, value_name = "N", requires = "output_tokens", allow_negative_numbers = true)]
-    prompt_tokens: Option<u64>,
-    /// Tokens of an answer
-    #[arg(long, value_name = "N", requires = "prompt_tokens", allow_negative_numbers = true)]
-    output_tokens: Option<u64>,
+    /// Tokens of a prompt, to ask how many requests fit at once; --simulate also takes
+    /// uniform:LEAST-MOST, normal:MEAN,SD and lognormal:MEAN,SD, and without it 512
+    #[arg(long, value_name = "LENGTHS", allow_negative_numbers = true)]
+    pub(super) prompt_tokens: Option<plan::Lengths>,
+    /// Tokens of an answer, in the same words; --simulate without it 128
+    #[arg(long, value_name = "LENGTHS", allow_negative_numbers = true)]
+    pub(super) output_tokens: Option<plan::Lengths>,
     #[command(flatten)]
     known: KnownArgs,
 }
@@ -135,6 +146,31 @@ struct KnownArgs {
 }
 
 impl SettingsArgs {
+    /// Puts the limits of the embedded engine into `config`.
+    pub(super) fn limit(&self, config: &mut EngineConfig) -> Result<(), String> {
+        if let Some(share) = self.gpu_memory_utilization
+            && !(share > 0.0 && share <= 1.0)
+        {
+            return Err(format!(
+                "gpu_memory_utilization {share}: expected a share above 0 and up to 1"
+            ));
+        }
+        let fits = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        if let MaxModelLen::Tokens(len) = self.max_model_len.unwrap_or_default() {
+            config.max_model_len = Some(fits(len));
+        }
+        config.block_size = self.block_size.map_or(config.block_size, fits);
+        config.max_num_seqs = self.max_num_seqs.map_or(config.max_num_seqs, fits);
+        config.max_num_batched_tokens =
+            self.max_num_batched_tokens.map_or(config.max_num_batched_tokens, fits);
+        Ok(())
+    }
+
+    /// The pool in bytes, where it was given.
+    pub(super) const fn kv_cache_memory_bytes(&self) -> Option<u64> {
+        self.known.kv_cache_memory_bytes
+    }
+
     /// Whose rules for vLLM.
     pub(super) const fn vllm_version(&self) -> Option<Version> {
         self.vllm_version
@@ -147,7 +183,19 @@ impl SettingsArgs {
 
     /// The settings, checked.
     pub(super) fn settings(&self) -> Result<Settings, String> {
-        let lengths = self.prompt_tokens.zip(self.output_tokens);
+        let fixed = |option: &str, lengths: Option<plan::Lengths>| match lengths {
+            None => Ok(None),
+            Some(plan::Lengths::Fixed(tokens)) => Ok(Some(u64::from(tokens))),
+            Some(lengths) => Err(format!(
+                "{option} {lengths}: a distribution is for --simulate, expected a number of tokens"
+            )),
+        };
+        let prompt_tokens = fixed("--prompt-tokens", self.prompt_tokens)?;
+        let output_tokens = fixed("--output-tokens", self.output_tokens)?;
+        if prompt_tokens.is_some() != output_tokens.is_some() {
+            return Err("--prompt-tokens and --output-tokens go together".to_owned());
+        }
+        let lengths = prompt_tokens.zip(output_tokens);
         let settings = Settings {
             gpu_memory_utilization: self.gpu_memory_utilization,
             max_model_len: self.max_model_len.unwrap_or_default(),

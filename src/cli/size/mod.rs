@@ -4,11 +4,15 @@
 mod args;
 mod explain;
 mod model;
+mod pool;
+mod pulse;
+mod simulate;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
 use self::args::{GpuArgs, SettingsArgs};
 use self::model::ModelAtHand;
+use self::simulate::SimulationArgs;
 use super::{ExitStatus, Failure, Global, output};
 use crate::report;
 use crate::sizing::answer::{Answer, EngineAnswer, NotSized};
@@ -16,15 +20,31 @@ use crate::sizing::{GpuMemory, Question, Settings, Version, embedded, ollama, vl
 
 /// Version of the `--json` object.
 const SCHEMA_VERSION: u32 = 1;
+/// Options that say nothing to a simulation.
+const NOT_SIMULATED: [&str; 12] = [
+    "explain",
+    "engine",
+    "gpu_memory_gib",
+    "vllm_version",
+    "ollama_version",
+    "dtype",
+    "kv_cache_dtype",
+    "num_parallel",
+    "weights_gib",
+    "activation_gib",
+    "non_torch_gib",
+    "cuda_graph_gib",
+];
 
 /// Say what fits on a GPU: KV cache, context and users, by engine.
 ///
 /// Memory by part, blocks, the longest request, how many requests fit at once, whether
 /// the engine starts, and if not, what it says and every way out with numbers. What is
 /// not known is estimated within bounds, which go through to the answer; the options
-/// under Known parts replace estimates.
+/// under Known parts replace estimates. With --simulate: what a load would do to the
+/// embedded engine there, on a virtual clock.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("subject").args(["model", "explain"]).required(true).multiple(true))]
+#[command(group = ArgGroup::new("subject").args(["model", "explain", "simulate"]).required(true).multiple(true))]
 pub struct Size {
     /// Model card, config.json, model folder or GGUF file
     #[arg(long, value_name = "NAME|PATH")]
@@ -37,6 +57,10 @@ pub struct Size {
     /// Engine to size, repeatable [default: all]
     #[arg(long, value_enum, value_name = "ENGINE")]
     engine: Vec<Engine>,
+    /// Drive the embedded engine's scheduler and block manager with a load, on a virtual clock;
+    /// --rate or --users says which
+    #[arg(long, conflicts_with_all = NOT_SIMULATED)]
+    simulate: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -44,6 +68,8 @@ pub struct Size {
     gpu: GpuArgs,
     #[command(flatten)]
     settings: SettingsArgs,
+    #[command(flatten)]
+    simulation: SimulationArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -63,6 +89,14 @@ impl Size {
     /// When the model cannot be read, the GPU is not known, or an engine that was
     /// asked for does not take the settings.
     pub fn execute(self, global: &Global) -> anyhow::Result<ExitStatus> {
+        if self.simulate {
+            let shared = simulate::Shared {
+                model: self.model.as_deref(),
+                card: self.gpu.card()?,
+                settings: &self.settings,
+            };
+            return simulate::execute(&shared, &self.simulation, self.json, global);
+        }
         let settings = self.settings.settings().map_err(Failure::new)?;
         let model = self.model.as_deref().map(ModelAtHand::read).transpose()?;
         if let Some(text) = &self.explain {

@@ -13,6 +13,7 @@ mod admission;
 mod budget;
 mod integrity;
 mod limits;
+mod work;
 
 use std::collections::VecDeque;
 
@@ -22,6 +23,7 @@ use super::kv::{BlockError, BlockManager};
 use super::sequence::{InferRequest, Sequence, SequenceId, StopReason};
 use budget::Budget;
 pub use limits::SchedulerLimits;
+pub use work::StepWork;
 
 /// A running sequence's share of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +158,15 @@ impl Scheduler {
     /// # Errors
     /// [`BlockError`] when the block accounting is broken.
     pub fn remove_sample(&mut self, id: SequenceId, sample: usize) -> Result<bool, BlockError> {
-        self.remove_where(|sequence| sequence.id == id && sequence.sample == sample)
+        // Both are in the order of arrival, so that thousands who wait cost nothing.
+        let name = |sequence: &Sequence| (sequence.id, sequence.sample);
+        if let Ok(index) = self.running.binary_search_by_key(&(id, sample), name) {
+            let mut sequence = self.running.remove(index);
+            self.blocks.free(&mut sequence.block_table)?;
+            return Ok(true);
+        }
+        let waiting = self.waiting.binary_search_by_key(&(id, sample), name);
+        Ok(waiting.is_ok_and(|index| self.waiting.remove(index).is_some()))
     }
 
     /// Sequences in the batch, oldest first.

@@ -180,6 +180,8 @@ mod tests {
             num_waste_slots: waste,
             num_preemptions: 1,
             rss_bytes: None,
+            num_decode_kv_tokens: None,
+            num_prefill_pairs: None,
         }
     }
 

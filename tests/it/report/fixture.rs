@@ -393,6 +393,14 @@ impl Simulation {
                 num_tokens: u64::from(concurrency) * if step == 0 { 128 } else { 1 },
                 num_prefill_tokens: if step == 0 { u64::from(concurrency) * 128 } else { 0 },
                 num_seqs: concurrency.into(),
+                num_decode_kv_tokens: Some(
+                    u64::from(concurrency) * if step == 0 { 0 } else { 128 + step },
+                ),
+                num_prefill_pairs: Some(if step == 0 {
+                    u64::from(concurrency) * 128 * 129 / 2
+                } else {
+                    0
+                }),
                 num_waiting: 0,
                 num_used_blocks: u64::from(concurrency) * 9,
                 num_free_blocks: 512 - u64::from(concurrency) * 9,

@@ -145,6 +145,8 @@ fn step(engine: u32, at: u64, took: u64) -> StepRecord {
         num_waste_slots: 0,
         num_preemptions: 0,
         rss_bytes: None,
+        num_decode_kv_tokens: None,
+        num_prefill_pairs: None,
     }
 }
 
