@@ -104,7 +104,9 @@ fn small_pool_preempts_a_large_one_does_not_and_one_too_small_is_absent() {
     // The largest pool is where the prediction comes from.
     let (told, seen) = (&large["predicted_tokens_per_s"], &large["output_tokens_per_s"]);
     assert!((told.as_f64().unwrap() / seen.as_f64().unwrap() - 1.0).abs() < 1e-9);
-    assert!(small["predicted_tokens_per_s"].as_f64().unwrap() < told.as_f64().unwrap());
+    // Equal where steps were seen to take as long as what is in them, and nothing beside.
+    let small_told = small["predicted_tokens_per_s"].as_f64().unwrap();
+    assert!(small_told <= told.as_f64().unwrap() * (1.0 + 1e-9), "{sweep}");
     assert!(sweep["predicted_sufficient"].is_string(), "{sweep}");
     one_at_a_time(&data);
     plan_is_kept(&data);
