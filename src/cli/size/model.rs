@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use crate::catalog::{LocateOptions, find_card, locate};
 use crate::cli::Failure;
 use crate::infer::weights::{self, GgufSummary, StoredDtype};
-use crate::infer::{ModelConfig, ModelSource};
+use crate::infer::{InferError, ModelConfig, ModelSource};
 use crate::sizing::Shape;
 use crate::sizing::embedded::EmbeddedModel;
 
@@ -67,7 +67,9 @@ impl ModelAtHand {
             .map_err(|reason| Failure::new(format!("{shown}: {reason}")))?;
         let embedded = ModelConfig::from_hf(&text, None).map(|config| {
             let source = folder.map(|folder| ModelSource::Folder(folder.to_owned()));
-            source.and_then(|source| opened(&source)).unwrap_or_else(|| without_weights(config))
+            source
+                .and_then(|source| opened(&source).ok())
+                .unwrap_or_else(|| without_weights(config))
         });
         Ok(Self { shape, embedded })
     }
@@ -78,13 +80,7 @@ impl ModelAtHand {
         let shape = Shape::from_gguf(&name, &summary)
             .map_err(|reason| Failure::new(format!("{}: {reason}", path.display())))?;
         let source = ModelSource::Gguf(path.to_owned());
-        let embedded =
-            weights::open(&source).map_err(|error| error.to_string()).map(|open| EmbeddedModel {
-                stored: open.weights.stored_dtype(),
-                stored_bytes: Some(open.weights.stored_bytes()),
-                config: open.config,
-            });
-        Ok(Self { shape, embedded })
+        Ok(Self { shape, embedded: opened(&source).map_err(|error| error.to_string()) })
     }
 }
 
@@ -94,13 +90,13 @@ fn found(name: &str, config: &ModelConfig) -> EmbeddedModel {
     let options = LocateOptions { dummy: None, offline: true };
     let located = locate(name, &options, &mut |_| {}).ok();
     located
-        .and_then(|located| opened(&located.source))
+        .and_then(|located| opened(&located.source).ok())
         .unwrap_or_else(|| without_weights(config.clone()))
 }
 
-fn opened(source: &ModelSource) -> Option<EmbeddedModel> {
-    let open = weights::open(source).ok()?;
-    Some(EmbeddedModel {
+fn opened(source: &ModelSource) -> Result<EmbeddedModel, InferError> {
+    let open = weights::open(source)?;
+    Ok(EmbeddedModel {
         stored: open.weights.stored_dtype(),
         stored_bytes: Some(open.weights.stored_bytes()),
         config: open.config,

@@ -106,9 +106,9 @@ struct Facts {
     max_model_len: Option<u64>,
     /// Tokens of the pool, exactly.
     tokens: Option<u64>,
-    /// Bytes of the pool as printed: the least and the most.
+    /// The pool as printed.
     kv_gib: Option<f64>,
-    /// Bytes that a sequence of `max_model_len` needs, as printed.
+    /// What a sequence of `max_model_len` needs, as printed.
     needed_gib: Option<f64>,
     total_gib: Option<f64>,
     utilization: Option<f64>,
