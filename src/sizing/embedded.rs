@@ -33,33 +33,38 @@ pub enum Target<'a> {
     Gpu(&'a GpuMemory),
 }
 
+/// Lets what was set override the limits of `config`.
+///
+/// # Errors
+/// A sentence, for a number that is none of this machine's.
+pub fn limit(settings: &Settings, config: &mut EngineConfig) -> Result<(), String> {
+    let set = |value: Option<u64>, limit: &mut usize| match value {
+        Some(value) => usize::try_from(value)
+            .map(|value| *limit = value)
+            .map_err(|_| format!("{value} is too large")),
+        None => Ok(()),
+    };
+    if let MaxModelLen::Tokens(tokens) = settings.max_model_len {
+        set(Some(tokens), config.max_model_len.insert(0))?;
+    }
+    set(settings.block_size, &mut config.block_size)?;
+    set(settings.max_num_seqs, &mut config.max_num_seqs)?;
+    set(settings.max_num_batched_tokens, &mut config.max_num_batched_tokens)
+}
+
 /// The engine's settings that go with these.
 ///
 /// # Errors
 /// A sentence, for what it does not take.
 pub fn config(settings: &Settings, target: Target<'_>) -> Result<EngineConfig, String> {
-    let default = EngineConfig::default();
-    let count = |value: Option<u64>, default: usize| match value {
-        Some(value) => usize::try_from(value).map_err(|_| format!("{value} is too large")),
-        None => Ok(default),
-    };
     if let Some(kv) = settings.kv_type {
         return Err(format!(
             "its K and V are stored as what it computes in: --kv-cache-dtype {kv} is for other engines"
         ));
     }
-    Ok(EngineConfig {
-        max_model_len: match settings.max_model_len {
-            MaxModelLen::Tokens(tokens) => Some(count(Some(tokens), 0)?),
-            MaxModelLen::Unset | MaxModelLen::Auto => None,
-        },
-        block_size: count(settings.block_size, default.block_size)?,
+    let default = EngineConfig::default();
+    let mut config = EngineConfig {
         kv: settings.kv_cache_memory_bytes.map_or(KvBudget::Auto, KvBudget::Bytes),
-        max_num_seqs: count(settings.max_num_seqs, default.max_num_seqs)?,
-        max_num_batched_tokens: count(
-            settings.max_num_batched_tokens,
-            default.max_num_batched_tokens,
-        )?,
         gpu_memory_utilization: settings
             .gpu_memory_utilization
             .unwrap_or(default.gpu_memory_utilization),
@@ -73,7 +78,9 @@ pub fn config(settings: &Settings, target: Target<'_>) -> Result<EngineConfig, S
             Target::Gpu(_) => ComputeDevice::Cuda(0),
         }),
         ..default
-    })
+    };
+    limit(settings, &mut config)?;
+    Ok(config)
 }
 
 /// What the embedded engine makes of `model` under `settings`.

@@ -7,6 +7,7 @@ use crate::hardware::{self, GpuCard, find_gpu_card_named, gpu_cards};
 use crate::infer::EngineConfig;
 use crate::plan;
 use crate::sizing::amount::gib;
+use crate::sizing::embedded;
 use crate::sizing::{GpuMemory, KvType, Lengths, MaxModelLen, Settings, Version};
 
 /// Which GPU.
@@ -94,10 +95,10 @@ pub(super) struct SettingsArgs {
     /// Longest sequence in tokens, or auto for what fits (vLLM); num_ctx of Ollama
     /// [default: the model's; Ollama: by the GPU's memory]
     #[arg(long, value_name = "N", value_parser = max_model_len, allow_negative_numbers = true)]
-    pub(super) max_model_len: Option<MaxModelLen>,
+    max_model_len: Option<MaxModelLen>,
     /// Tokens in a KV block [default: 16]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub(super) block_size: Option<u64>,
+    block_size: Option<u64>,
     /// What weights and activations are computed in
     #[arg(long, value_enum, value_name = "DTYPE", default_value = "auto")]
     dtype: Dtype,
@@ -106,10 +107,10 @@ pub(super) struct SettingsArgs {
     kv_cache_dtype: KvChoice,
     /// Sequences in one step [default: vLLM 256, on GPUs from 70 GiB on 1024; embedded 64]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub(super) max_num_seqs: Option<u64>,
+    max_num_seqs: Option<u64>,
     /// Tokens in one step [default: by version, GPU and length]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub(super) max_num_batched_tokens: Option<u64>,
+    max_num_batched_tokens: Option<u64>,
     /// Ollama's slots, OLLAMA_NUM_PARALLEL [default: 1, before 0.6 4]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     num_parallel: Option<u64>,
@@ -155,15 +156,7 @@ impl SettingsArgs {
                 "gpu_memory_utilization {share}: expected a share above 0 and up to 1"
             ));
         }
-        let fits = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-        if let MaxModelLen::Tokens(len) = self.max_model_len.unwrap_or_default() {
-            config.max_model_len = Some(fits(len));
-        }
-        config.block_size = self.block_size.map_or(config.block_size, fits);
-        config.max_num_seqs = self.max_num_seqs.map_or(config.max_num_seqs, fits);
-        config.max_num_batched_tokens =
-            self.max_num_batched_tokens.map_or(config.max_num_batched_tokens, fits);
-        Ok(())
+        embedded::limit(&self.unchecked(None), config)
     }
 
     /// The pool in bytes, where it was given.
@@ -196,7 +189,13 @@ impl SettingsArgs {
             return Err("--prompt-tokens and --output-tokens go together".to_owned());
         }
         let lengths = prompt_tokens.zip(output_tokens);
-        let settings = Settings {
+        let settings = self.unchecked(lengths);
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn unchecked(&self, lengths: Option<(u64, u64)>) -> Settings {
+        Settings {
             gpu_memory_utilization: self.gpu_memory_utilization,
             max_model_len: self.max_model_len.unwrap_or_default(),
             block_size: self.block_size,
@@ -216,9 +215,7 @@ impl SettingsArgs {
             kv_cache_memory_bytes: self.known.kv_cache_memory_bytes,
             lengths: lengths
                 .map(|(prompt_tokens, output_tokens)| Lengths { prompt_tokens, output_tokens }),
-        };
-        settings.check()?;
-        Ok(settings)
+        }
     }
 }
 

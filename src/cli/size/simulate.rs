@@ -8,15 +8,13 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::args::SettingsArgs;
+use super::model::ModelAtHand;
 use super::pool::{self, Pool, PoolArgs};
 use super::pulse::Watcher;
-use crate::catalog::card::find_card;
-use crate::catalog::{LocateOptions, locate};
 use crate::cli::load_args::duration;
 use crate::cli::{ExitStatus, Failure, Global, output};
 use crate::hardware::GpuCard;
 use crate::infer::scheduler::SchedulerLimits;
-use crate::infer::{ModelConfig, weights};
 use crate::load::arrival::{Arrivals, Extent, Process};
 use crate::plan::{Lengths, Slo};
 use crate::record::RunData;
@@ -174,7 +172,7 @@ fn prepare(shared: &Shared<'_>, args: &SimulationArgs) -> anyhow::Result<Prepare
             .with_hint("give --model, or --steps-from a run")
     })?;
     let name = name.to_owned();
-    let model = shape(&name)?;
+    let model = ModelAtHand::read(&name)?.embedded.map_err(Failure::new)?.config;
     let (step_time, step_times) = match &run {
         Some(run) => measured::step_time(run, args.steps_engine.as_deref())?,
         None => {
@@ -210,16 +208,6 @@ fn prepare(shared: &Shared<'_>, args: &SimulationArgs) -> anyhow::Result<Prepare
         enable_prefix_caching: limits.enable_prefix_caching,
     };
     Ok(Prepared { setup: args.setup(settings, limits, step_time)?, step_times, engine: facts })
-}
-
-/// A model's shape, by its card or from its files.
-fn shape(name: &str) -> anyhow::Result<ModelConfig> {
-    if let Some(card) = find_card(name) {
-        return Ok(card.config.clone());
-    }
-    let options = LocateOptions { dummy: None, offline: true };
-    let located = locate(name, &options, &mut |_| {})?;
-    Ok(weights::read_config(&located.source)?)
 }
 
 impl Shared<'_> {
@@ -308,7 +296,7 @@ fn rate(text: &str) -> Result<f64, String> {
     })
 }
 
-pub(super) fn share(text: &str) -> Result<f64, String> {
+fn share(text: &str) -> Result<f64, String> {
     let share = positive(text).ok().filter(|share| *share <= 1.0);
     share.ok_or_else(|| format!("`{text}` is no share: expected a number above 0 and up to 1"))
 }
