@@ -89,36 +89,23 @@ fn estimate(bytes: f64, margin: f64, basis: String) -> Amount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::find_card;
     use crate::sizing::amount::as_gib;
     use crate::sizing::gpu::GpuMemory;
     use crate::sizing::settings::Settings;
+    use crate::sizing::shape::tests::{llama_3b, llama_8b};
 
     fn loaded(shape: &Shape) -> Amount {
         let gpu = GpuMemory::given(1 << 40);
         in_vllm(&Question { shape, gpu: &gpu, settings: &Settings::default() })
     }
 
-    fn shape(name: &str) -> Shape {
-        let card = find_card(name).unwrap();
-        Shape::of_config(&card.name, &card.config)
-    }
-
     /// `Loading model weights took`, of published logs.
     #[test]
     fn weights_are_what_vllm_logs() {
-        let llama = shape("llama-3.2-3b-instruct");
+        let llama = llama_3b();
         assert!((as_gib(loaded(&llama).expected_bytes) - 6.0155).abs() < 1e-3);
         // Llama 3.1 8B, 14.9888 GB in github.com/vllm-project/vllm/issues/10517.
-        let eight = Shape {
-            hidden_size: 4096,
-            intermediate_size: 14336,
-            num_layers: 32,
-            num_attention_heads: 32,
-            tied: false,
-            num_parameters: 8_030_261_248,
-            ..llama.clone()
-        };
+        let eight = llama_8b();
         assert!((as_gib(loaded(&eight).expected_bytes) - 14.9888).abs() < 1e-4);
         // Qwen2.5 7B AWQ, 5.2032 GB in github.com/vllm-project/vllm/issues/13882.
         let qwen = Shape {
@@ -141,7 +128,7 @@ mod tests {
     /// `llama3.2:3b` of Ollama's library has 2.02 GB.
     #[test]
     fn a_q4_k_m_file_of_llama_3_2_3b_has_two_gigabytes() {
-        let file = in_ollama(&shape("llama-3.2-3b-instruct"));
+        let file = in_ollama(&llama_3b());
         assert!((file.expected_bytes - 2_020_000_000).abs() < 10_000_000, "{file:?}");
         assert_eq!(file.source, Source::Estimated);
     }

@@ -1,6 +1,5 @@
 //! Sweeps over KV settings through the binary, on a model of two small layers.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -9,22 +8,14 @@ use yardstick::plan::Plan;
 use yardstick::record::{JournalEvent, RunData};
 
 use crate::report::markup;
-use crate::support::yardstick;
+use crate::support::{write_tiny_config, yardstick};
 
 struct Bench(tempfile::TempDir);
 
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = serde_json::json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-            "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64,
-            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 512,
-            "tie_word_embeddings": true, "eos_token_id": 2, "torch_dtype": "float32",
-        });
-        fs::create_dir(folder.path().join("tiny")).unwrap();
-        fs::write(folder.path().join("tiny/config.json"), config.to_string()).unwrap();
+        write_tiny_config(&folder.path().join("tiny"), 1);
         Self(folder)
     }
 

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use yardstick::record::{JournalEvent, RunData, StartPhaseKind};
 
-use crate::support::yardstick;
+use crate::support::{write_tiny_config, yardstick};
 
 /// A variable that every process of one test carries, and no other one.
 const TEST_MARK: &str = "YARDSTICK_LIFECYCLE_TEST";
@@ -29,15 +29,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = serde_json::json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-            "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 512,
-            "tie_word_embeddings": true, "eos_token_id": 2, "torch_dtype": "float32",
-        });
-        fs::create_dir(folder.path().join("tiny")).unwrap();
-        fs::write(folder.path().join("tiny/config.json"), config.to_string()).unwrap();
+        write_tiny_config(&folder.path().join("tiny"), 2);
         let mark = folder.path().file_name().unwrap().to_string_lossy().into_owned();
         Self { folder, mark }
     }

@@ -173,9 +173,28 @@ impl Shape {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::sizing) mod tests {
     use super::*;
     use crate::catalog::{cards, find_card};
+
+    /// Llama 3.2 3B, by its card.
+    pub(in crate::sizing) fn llama_3b() -> Shape {
+        let card = find_card("llama-3.2-3b-instruct").unwrap();
+        Shape::of_config(&card.name, &card.config)
+    }
+
+    /// Llama 3.1 8B, of which several logs were published.
+    pub(in crate::sizing) fn llama_8b() -> Shape {
+        Shape {
+            hidden_size: 4096,
+            intermediate_size: 14336,
+            num_layers: 32,
+            num_attention_heads: 32,
+            tied: false,
+            num_parameters: 8_030_261_248,
+            ..llama_3b()
+        }
+    }
 
     #[test]
     fn a_cards_shape_has_the_cards_numbers() {

@@ -5,17 +5,12 @@ use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::*;
-use crate::catalog::find_card;
 use crate::hardware::find_gpu_card_named;
 use crate::sizing::amount::gib;
 use crate::sizing::gpu::GpuMemory;
 use crate::sizing::settings::{Lengths, Settings};
 use crate::sizing::shape::Shape;
-
-fn llama() -> Shape {
-    let card = find_card("llama-3.2-3b-instruct").unwrap();
-    Shape::of_config(&card.name, &card.config)
-}
+use crate::sizing::shape::tests::{llama_3b, llama_8b};
 
 /// The inputs of the study as far as they are known.
 fn study() -> Settings {
@@ -29,7 +24,7 @@ fn study() -> Settings {
 }
 
 fn answer(gpu: &GpuMemory, settings: &Settings, version: Version) -> EngineAnswer {
-    size(&Question { shape: &llama(), gpu, settings }, version).unwrap()
+    size(&Question { shape: &llama_3b(), gpu, settings }, version).unwrap()
 }
 
 fn on(total: f64) -> GpuMemory {
@@ -112,7 +107,7 @@ fn auto_takes_what_fits_and_says_that_its_concurrency_is_no_finding() {
     assert_eq!((fitted.max_model_len, fitted.starts), (117_328, Verdict::Yes));
     assert!(fitted.notes.iter().any(|note| note.contains("no finding")));
     let l4 = on(22.04);
-    let refused = size(&Question { shape: &llama(), gpu: &l4, settings: &settings }, STUDY);
+    let refused = size(&Question { shape: &llama_3b(), gpu: &l4, settings: &settings }, STUDY);
     assert!(refused.unwrap_err().contains("0.8"));
 }
 
@@ -123,7 +118,7 @@ fn a_pool_given_in_bytes_is_the_pool() {
     let given = answer(&on(22.04), &settings, CURRENT);
     assert_eq!(given.blocks, Some(Count::exact(7333)));
     let gpu = on(22.04);
-    let question = Question { shape: &llama(), gpu: &gpu, settings: &settings };
+    let question = Question { shape: &llama_3b(), gpu: &gpu, settings: &settings };
     assert!(size(&question, STUDY).unwrap_err().contains("0.10.2"));
 }
 
@@ -131,7 +126,7 @@ fn a_pool_given_in_bytes_is_the_pool() {
 fn what_a_version_does_not_take_is_refused_by_name() {
     let gpu = on(22.04);
     let refused = |settings: Settings| {
-        size(&Question { shape: &llama(), gpu: &gpu, settings: &settings }, CURRENT).unwrap_err()
+        size(&Question { shape: &llama_3b(), gpu: &gpu, settings: &settings }, CURRENT).unwrap_err()
     };
     let odd = Settings { block_size: Some(12), ..Settings::default() };
     assert!(refused(odd).contains("block_size is 12: vLLM takes 1, 8, 16"));
@@ -153,15 +148,7 @@ fn a_model_larger_than_the_gpu_ends_while_it_loads() {
 /// Issue 10517: 20,000 and 35,000 tokens start, 29,000 do not.
 #[test]
 fn v0_pool_is_not_monotonic_in_the_length() {
-    let shape = Shape {
-        hidden_size: 4096,
-        intermediate_size: 14336,
-        num_layers: 32,
-        num_attention_heads: 32,
-        tied: false,
-        num_parameters: 8_030_261_248,
-        ..llama()
-    };
+    let shape = llama_8b();
     let gpu = on(23.58);
     let starts = |length: u64| {
         let settings = Settings {
@@ -182,15 +169,15 @@ fn v0_pool_is_not_monotonic_in_the_length() {
 #[test]
 fn published_peaks_are_within_the_estimate() {
     let qwen =
-        |vocab_size| Shape { vocab_size, hidden_size: 1536, intermediate_size: 8960, ..llama() };
-    let eight = Shape { hidden_size: 4096, intermediate_size: 14336, ..llama() };
+        |vocab_size| Shape { vocab_size, hidden_size: 1536, intermediate_size: 8960, ..llama_3b() };
+    let eight = Shape { hidden_size: 4096, intermediate_size: 14336, ..llama_3b() };
     for (shape, tokens, seqs, v1, peak) in [
         (eight.clone(), 8192, 256, false, 1.26),
         (qwen(151_936), 2048, 256, false, 1.39),
         (qwen(152_064), 4096, 256, false, 1.42),
         (eight.clone(), 20_000, 16, false, 2.07),
         (eight, 29_000, 16, false, 2.99),
-        (llama(), 2048, 256, true, 0.90),
+        (llama_3b(), 2048, 256, true, 0.90),
     ] {
         let batch = activation::ProfiledBatch { tokens, seqs };
         let estimate = activation::peak(&shape, 2, batch, v1);
@@ -255,7 +242,7 @@ fn shape(layers: u64, kv_heads: u64) -> Shape {
         num_layers: layers,
         num_kv_heads: kv_heads,
         max_position_embeddings: 1 << 20,
-        ..llama()
+        ..llama_3b()
     }
 }
 
@@ -340,7 +327,7 @@ proptest! {
             max_num_batched_tokens: Some(2048),
             ..Settings::default()
         };
-        let shape = llama();
+        let shape = llama_3b();
         let rules = Rules::of(if v1 { CURRENT } else { STUDY });
         let pool = |total: f64| {
             let gpu = on(total);
