@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use yardstick::clock::Clock;
-use yardstick::engine::scripted::{Script, ScriptedServer, Wakefulness};
+use yardstick::engine::scripted::{Script, ScriptedServer};
 use yardstick::hardware;
 
 const REQUEST: &str = r#"{"messages":[{"role":"user","content":"bare"}],"stream":true}"#;
@@ -19,7 +19,7 @@ const END: &[u8] = b"\r\n0\r\n\r\n";
 /// Processor time of a token event of `script`, with `num_streams` at once and
 /// `per_stream` answers on each, one after the other.
 pub fn cpu_per_token_event(script: &Script, num_streams: u32, per_stream: u32) -> Duration {
-    let server = ScriptedServer::start(script, 0, &Clock::real(), 1, Wakefulness::Sleeps).unwrap();
+    let server = ScriptedServer::start(script, 0, &Clock::real(), 1).unwrap();
     let address = server.url().trim_start_matches("http://").to_owned();
     let request = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{REQUEST}",

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::Failure;
 use super::{ExitStatus, Global, interrupt, output};
 use crate::clock::Clock;
-use crate::engine::scripted::{Scenario, Script, ScriptedServer, Stall, Wakefulness};
+use crate::engine::scripted::{Scenario, Script, ScriptedServer, Stall};
 use crate::experiment::calibration::{Bench, Broken, Trial};
 use crate::hardware;
 use crate::record::{Manifest, RecordWriter, Recorder, RunData, SCHEMA_VERSION};
@@ -235,15 +235,9 @@ impl Calibrate {
             ),
             None => None,
         };
-        let server = ScriptedServer::start(
-            &self.script(scenario),
-            self.port,
-            &Clock::real(),
-            MAX_TRUTHS,
-            // Other clients may need every processor.
-            Wakefulness::Sleeps,
-        )
-        .context("cannot start the scripted server")?;
+        let server =
+            ScriptedServer::start(&self.script(scenario), self.port, &Clock::real(), MAX_TRUTHS)
+                .context("cannot start the scripted server")?;
         output::print(&format!("{}\n", server.url()))?;
         while !cancel.is_cancelled() {
             let Some(truth) = server.truth(Duration::from_millis(50)) else { continue };

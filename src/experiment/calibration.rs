@@ -9,9 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CpuTime, Session, entry};
 use crate::clock::{Clock, Timestamp};
-use crate::engine::scripted::{Script, ScriptedServer, Truth, Wakefulness};
+use crate::engine::scripted::{Script, ScriptedServer, Truth};
 use crate::engine::{Engine, EngineSpec, GenerateRequest, ModelHint, Prompt, Sampling, connect};
-use crate::hardware;
 use crate::load::{Next, drive};
 use crate::plan::Case;
 use crate::record::{
@@ -30,10 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const TRUTH_PATIENCE: Duration = Duration::from_millis(500);
 /// Requests before the measured ones.
 const MAX_WARM_UP: u32 = 4;
-
-/// Streams beyond which the server is seldom idle, and a thread that never sleeps
-/// delays the client's on two processors: by 10 ms and more at 1,000 streams.
-const MAX_AWAKE_STREAMS: u32 = 256;
 
 /// What the measurement needs of its surroundings.
 #[derive(Clone, Copy)]
@@ -79,18 +74,6 @@ impl From<Stopped> for Broken {
     }
 }
 
-impl Trial {
-    /// Awake, so that the wake-up of a processor that is idle between tokens is
-    /// not taken for the client's error; but not where the client needs that processor.
-    fn wakefulness(&self) -> Wakefulness {
-        if hardware::num_cpus() > 1 && self.concurrency <= MAX_AWAKE_STREAMS {
-            Wakefulness::WhileConnected
-        } else {
-            Wakefulness::Sleeps
-        }
-    }
-}
-
 impl Bench<'_> {
     /// Measures `trial` and writes down every pair and what it took.
     ///
@@ -103,7 +86,7 @@ impl Bench<'_> {
             part,
             concurrency: trial.concurrency,
             took_ns: units::nanos(took),
-            client_cpu_ns: Some(units::nanos(client_cpu)),
+            client_cpu_ns: client_cpu.map(units::nanos),
         })?;
         Ok(())
     }
@@ -112,7 +95,7 @@ impl Bench<'_> {
         let impossible = |reason: String| Broken::Impossible(reason);
         let num_requests = trial.concurrency.saturating_mul(trial.num_bursts);
         let room = (num_requests + MAX_WARM_UP) as usize;
-        let server = ScriptedServer::start(&trial.script, 0, self.clock, room, trial.wakefulness())
+        let server = ScriptedServer::start(&trial.script, 0, self.clock, room)
             .map_err(|error| impossible(format!("no scripted server: {error}")))?;
         // No timer around the whole: it would be armed for every token.
         let patience = (trial.script.lasts() + PATIENCE).as_secs();
@@ -141,14 +124,16 @@ impl Bench<'_> {
             }
         }
         let took = self.clock.now().since(began);
-        let client_cpu = self.cpu(&server).saturating_sub(cpu);
+        let client_cpu =
+            self.cpu(&server).zip(cpu).map(|(after, before)| after.saturating_sub(before));
         pairs.finish(&mut keep)?;
         Ok(Used { took, client_cpu })
     }
 
     /// Processor time of this process without the server's thread.
-    fn cpu(&self, server: &ScriptedServer) -> Duration {
-        (self.cpu_time)().saturating_sub(server.cpu_time())
+    fn cpu(&self, server: &ScriptedServer) -> Option<Duration> {
+        let server = server.cpu_time()?;
+        Some((self.cpu_time)().saturating_sub(server))
     }
 
     fn note(&self, event: JournalEvent) -> Result<(), Stopped> {
@@ -158,7 +143,7 @@ impl Bench<'_> {
 
 struct Used {
     took: Duration,
-    client_cpu: Duration,
+    client_cpu: Option<Duration>,
 }
 
 type Keep<'k> = &'k mut dyn FnMut(CalibrationRecord) -> Result<(), Broken>;

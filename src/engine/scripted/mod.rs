@@ -35,31 +35,14 @@ pub struct Truth {
     pub events: Vec<TokenEvent>,
 }
 
-/// What the server does while nothing is to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wakefulness {
-    /// It sleeps until a socket or its timer wakes it.
-    Sleeps,
-    /// It looks again and again while a client is connected, so that the time that a
-    /// processor takes to wake up is not taken for the client's. Takes a whole processor.
-    WhileConnected,
-}
-
-/// What the server's thread tells of itself.
-#[derive(Debug, Clone, Default)]
-struct Tally {
-    num_lost: Arc<AtomicU64>,
-    /// Noted by the thread itself: what the kernel tells of another one that is
-    /// running lags by a tick.
-    cpu_nanos: Arc<AtomicU64>,
-}
-
 /// A running server. Dropping it ends it and its connections.
 #[derive(Debug)]
 pub struct ScriptedServer {
     url: String,
     truths: Receiver<Truth>,
-    tally: Tally,
+    num_lost: Arc<AtomicU64>,
+    /// Where the kernel tells the thread's processor time.
+    schedstat: Option<std::path::PathBuf>,
     #[cfg(target_os = "linux")]
     stop: Option<std::os::unix::net::UnixStream>,
     thread: Option<JoinHandle<io::Result<()>>>,
@@ -74,13 +57,7 @@ impl ScriptedServer {
     /// When the port cannot be listened on, or outside Linux: it needs timers
     /// to the microsecond (`timerfd`) and many sockets on one thread (`epoll`).
     #[cfg(target_os = "linux")]
-    pub fn start(
-        script: &Script,
-        port: u16,
-        clock: &Clock,
-        max_truths: usize,
-        wakefulness: Wakefulness,
-    ) -> io::Result<Self> {
+    pub fn start(script: &Script, port: u16, clock: &Clock, max_truths: usize) -> io::Result<Self> {
         use std::net::{Ipv4Addr, TcpListener};
         use std::sync::mpsc::sync_channel;
 
@@ -88,21 +65,21 @@ impl ScriptedServer {
         let url = format!("http://{}", listener.local_addr()?);
         let (stop, stopped) = std::os::unix::net::UnixStream::pair()?;
         let (sender, truths) = sync_channel(max_truths);
-        let tally = Tally::default();
+        let num_lost = Arc::new(AtomicU64::new(0));
         let answers =
             connection::Answers { stream: script.stream().into(), whole: script.whole().into() };
-        let mut serving = serve::Serving::new(
-            listener,
-            stopped,
-            clock.clone(),
-            answers,
-            sender,
-            tally.clone(),
-            wakefulness,
-        )?;
-        let thread =
-            std::thread::Builder::new().name("scripted".to_owned()).spawn(move || serving.run())?;
-        Ok(Self { url, truths, tally, stop: Some(stop), thread: Some(thread) })
+        let lost = Arc::clone(&num_lost);
+        let mut serving =
+            serve::Serving::new(listener, stopped, clock.clone(), answers, sender, lost)?;
+        let (tell, told) = sync_channel(1);
+        let thread = std::thread::Builder::new().name("scripted".to_owned()).spawn(move || {
+            // Nobody waits for it where the receiver is gone.
+            let _ = tell.send(std::fs::read_link("/proc/thread-self").ok());
+            serving.run()
+        })?;
+        let this = told.recv().ok().flatten();
+        let schedstat = this.map(|task| std::path::Path::new("/proc").join(task).join("schedstat"));
+        Ok(Self { url, truths, num_lost, schedstat, stop: Some(stop), thread: Some(thread) })
     }
 
     /// See the Linux version.
@@ -110,7 +87,7 @@ impl ScriptedServer {
     /// # Errors
     /// Always: it needs `timerfd` and `epoll`.
     #[cfg(not(target_os = "linux"))]
-    pub fn start(_: &Script, _: u16, _: &Clock, _: usize, _: Wakefulness) -> io::Result<Self> {
+    pub fn start(_: &Script, _: u16, _: &Clock, _: usize) -> io::Result<Self> {
         Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "the scripted server needs Linux (timerfd and epoll)",
@@ -136,13 +113,14 @@ impl ScriptedServer {
     /// Truths that nobody took in time.
     #[must_use]
     pub fn num_lost(&self) -> u64 {
-        self.tally.num_lost.load(Ordering::Relaxed)
+        self.num_lost.load(Ordering::Relaxed)
     }
 
-    /// Processor time that its thread has used, up to its last note of it.
+    /// Processor time that its thread has used; absent where the kernel does not tell.
     #[must_use]
-    pub fn cpu_time(&self) -> Duration {
-        Duration::from_nanos(self.tally.cpu_nanos.load(Ordering::Relaxed))
+    pub fn cpu_time(&self) -> Option<Duration> {
+        let text = std::fs::read_to_string(self.schedstat.as_ref()?).ok()?;
+        text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
     }
 }
 
@@ -174,7 +152,7 @@ mod tests {
 
     fn started(script: &Script) -> (ScriptedServer, TcpStream, Clock) {
         let clock = Clock::real();
-        let server = ScriptedServer::start(script, 0, &clock, 100, Wakefulness::Sleeps).unwrap();
+        let server = ScriptedServer::start(script, 0, &clock, 100).unwrap();
         let stream = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
         (server, stream, clock)
     }
@@ -257,8 +235,7 @@ mod tests {
     #[test]
     fn dropping_it_closes_its_connections_and_truths_beyond_the_bound_are_counted() {
         let clock = Clock::real();
-        let server =
-            ScriptedServer::start(&short(), 0, &clock, 1, Wakefulness::WhileConnected).unwrap();
+        let server = ScriptedServer::start(&short(), 0, &clock, 1).unwrap();
         let mut stream = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
         for label in ["a", "b", "c"] {
             ask(&mut stream, label, "");
@@ -266,7 +243,7 @@ mod tests {
         while server.num_lost() < 2 {
             std::thread::yield_now();
         }
-        assert!(server.cpu_time() > Duration::ZERO);
+        assert!(server.cpu_time().unwrap() > Duration::ZERO);
         drop(server);
         let mut rest = Vec::new();
         // The end of the stream, or a reset: it does not hang.

@@ -8,7 +8,8 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 
 use rustix::buffer::spare_capacity;
@@ -19,10 +20,9 @@ use rustix::time::{
     timerfd_settime,
 };
 
+use super::Truth;
 use super::connection::{Answers, Connection, Progress};
-use super::{Tally, Truth, Wakefulness};
 use crate::clock::{Clock, Timestamp};
-use crate::{hardware, units};
 
 /// Connections at once; more are closed as they come.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -32,10 +32,6 @@ const BACKLOG: i32 = 4096;
 const MAX_ACCEPTED: usize = 16;
 /// Sockets told of in one call.
 const NUM_EVENTS: usize = 256;
-
-/// Looks of a server that stays awake, about a microsecond each, between two
-/// notes of its processor time, which cost a system call.
-const WAITS_PER_TALLY: u64 = 64;
 
 const LISTENER: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
@@ -51,8 +47,7 @@ pub(super) struct Serving {
     clock: Clock,
     answers: Answers,
     truths: SyncSender<Truth>,
-    tally: Tally,
-    wakefulness: Wakefulness,
+    num_lost: Arc<AtomicU64>,
     slots: Vec<Option<Connection>>,
     free: Vec<usize>,
     /// Due steps by instant; an entry of a connection that is gone is passed over.
@@ -69,8 +64,7 @@ impl Serving {
         clock: Clock,
         answers: Answers,
         truths: SyncSender<Truth>,
-        tally: Tally,
-        wakefulness: Wakefulness,
+        num_lost: Arc<AtomicU64>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         // Accepted connections inherit it, which spares a call for each.
@@ -93,8 +87,7 @@ impl Serving {
             clock,
             answers,
             truths,
-            tally,
-            wakefulness,
+            num_lost,
             slots: Vec::new(),
             free: Vec::new(),
             due: BinaryHeap::new(),
@@ -109,21 +102,11 @@ impl Serving {
     /// When the kernel refuses a call that it granted before.
     pub(super) fn run(&mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(NUM_EVENTS);
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        for num_waits in 0_u64.. {
+        loop {
             self.write_due();
-            let patience = self.is_awake().then_some(&at_once);
-            if patience.is_none() {
-                self.arm()?;
-            }
-            if patience.is_none() || num_waits.is_multiple_of(WAITS_PER_TALLY) {
-                let nanos = units::nanos(hardware::thread_cpu_time());
-                self.tally.cpu_nanos.store(nanos, Ordering::Relaxed);
-            }
+            self.arm()?;
             events.clear();
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), patience) {
-                // Whoever was woken on this processor goes first.
-                Ok(0) if patience.is_some() => std::thread::yield_now(),
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
@@ -149,11 +132,6 @@ impl Serving {
             }
             self.touched.clear();
         }
-        Ok(())
-    }
-
-    fn is_awake(&self) -> bool {
-        self.wakefulness == Wakefulness::WhileConnected && self.slots.len() > self.free.len()
     }
 
     fn accept(&mut self) {
@@ -230,7 +208,7 @@ impl Serving {
     fn finish(&mut self, slot: usize, mut progress: Progress, was_blocked: bool) {
         while let Progress::Answered(truth) = progress {
             if let Err(TrySendError::Full(_)) = self.truths.try_send(truth) {
-                self.tally.num_lost.fetch_add(1, Ordering::Relaxed);
+                self.num_lost.fetch_add(1, Ordering::Relaxed);
             }
             let Some(connection) = self.slots[slot].as_mut() else { return };
             progress = if connection.is_over() {
