@@ -123,8 +123,10 @@ fn engines_that_share_memory_and_weights_that_were_in_it_are_warned_of() {
     let hoard =
         format!("x=$(head -c 280000000 /dev/zero | tr '\\0' x); {}; echo $?", bench.serve());
     let hoard = hoard.replace('\\', "\\\\");
+    // So many that the probe looks while they are measured.
     let plan = bench.plan(&format!(
-        "experiments = ['sequential-cold']\nresident = 'together'\n[[engine]]\nname = 'ours'\n\
+        "experiments = ['sequential-cold']\nrequests = 300\nresident = 'together'\n\
+         [[engine]]\nname = 'ours'\n\
          kind = 'openai'\n[engine.lifecycle]\nkind = 'command'\ncommand = '{}'\n\
          weights = ['weights.bin']\n[[engine]]\nname = 'big'\nkind = 'openai'\n\
          [engine.lifecycle]\nkind = 'command'\ncommand = ['sh', '-c', \"\"\"{hoard}\"\"\"]\n",
