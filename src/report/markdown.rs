@@ -44,58 +44,12 @@ pub fn render(view: &View<'_>, out: &mut impl Write) -> fmt::Result {
             writeln!(out, "* {}: **{value}**; {}", verdict.metric, escape(&verdict.sentence))?;
         }
     }
-    for required in &view.gates {
-        writeln!(out, "\n## Requirements\n")?;
-        table(out, required)?;
-    }
-    if !view.comparisons.is_empty() {
-        writeln!(out, "\n## Comparison")?;
-    }
-    for compared in &view.comparisons {
-        writeln!(out, "\n**{}**\n", escape(&compared.caption))?;
-        table(out, compared)?;
-    }
-    if !view.capacity.is_empty() {
-        writeln!(out, "\n## Capacity")?;
-    }
-    for sweep in &view.capacity {
-        writeln!(out, "\n{}.\n", escape(&sweep.caption))?;
-        table(out, sweep)?;
-    }
-    if !view.kv_sweep.is_empty() {
-        writeln!(out, "\n## KV pool")?;
-    }
-    for sweep in &view.kv_sweep {
-        writeln!(out, "\n{}.\n", escape(&sweep.caption))?;
-        table(out, sweep)?;
-    }
-    if !view.http_cost.is_empty() {
-        writeln!(out, "\n## The cost of HTTP")?;
-    }
-    for cost in &view.http_cost {
-        writeln!(out, "\n{}.\n", escape(&cost.caption))?;
-        table(out, cost)?;
-    }
-    if !view.cold_starts.is_empty() {
-        writeln!(out, "\n## Cold starts")?;
-    }
-    for cold in &view.cold_starts {
-        writeln!(out, "\n**{}**\n", escape(&cold.caption))?;
-        table(out, cold)?;
-    }
-    if !view.inside.is_empty() {
-        writeln!(out, "\n## Inside the engine")?;
-    }
-    for told in &view.inside {
-        writeln!(out, "\n**{}**\n", escape(&told.caption))?;
-        table(out, told)?;
-    }
-    if !view.resources.is_empty() {
-        writeln!(out, "\n## What was used")?;
-    }
-    for used in &view.resources {
-        writeln!(out, "\n**{}**\n", escape(&used.caption))?;
-        table(out, used)?;
+    for section in &view.sections {
+        writeln!(out, "\n## {}", capitalise(section.topic.title()))?;
+        for shown in &section.tables {
+            writeln!(out, "\n**{}**\n", escape(&shown.caption))?;
+            table(out, shown)?;
+        }
     }
     if !view.absent.is_empty() {
         writeln!(out, "\n## Not measured\n")?;

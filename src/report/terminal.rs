@@ -8,6 +8,7 @@ use comfy_table::{
 
 use super::compared::Sheet;
 use super::prose::{printable, wrap};
+use super::section::{Section, Topic};
 use super::table::{Cell, Column, Table};
 use super::view::View;
 
@@ -61,69 +62,16 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
             paragraph(out, "→ ", &text, width)?;
         }
     }
-    for required in &view.gates {
+    for section in view.sections.iter().filter(|section| tells(section)) {
         writeln!(out)?;
-        writeln!(out, "{}", ink.strong(&rule("requirements", "", width)))?;
-        left_out.extend(table(out, required, ink, width)?);
-    }
-    if !view.comparisons.is_empty() {
-        writeln!(out)?;
-        writeln!(out, "{}", ink.strong(&rule("comparison", "", width)))?;
-    }
-    for (i, compared) in view.comparisons.iter().enumerate() {
-        if i > 0 {
-            writeln!(out)?;
+        writeln!(out, "{}", ink.strong(&rule(section.topic.title(), "", width)))?;
+        for (i, shown) in section.tables.iter().enumerate() {
+            if i > 0 {
+                writeln!(out)?;
+            }
+            paragraph(out, "", &shown.caption, width)?;
+            left_out.extend(table(out, shown, ink, width)?);
         }
-        paragraph(out, "", &compared.caption, width)?;
-        left_out.extend(table(out, compared, ink, width)?);
-    }
-    for sweep in &view.capacity {
-        writeln!(out)?;
-        writeln!(out, "{}", ink.strong(&rule("capacity", "", width)))?;
-        paragraph(out, "", &sweep.caption, width)?;
-        left_out.extend(table(out, sweep, ink, width)?);
-    }
-    for sweep in &view.kv_sweep {
-        writeln!(out)?;
-        writeln!(out, "{}", ink.strong(&rule("KV pool", "", width)))?;
-        paragraph(out, "", &sweep.caption, width)?;
-        left_out.extend(table(out, sweep, ink, width)?);
-    }
-    for cost in &view.http_cost {
-        writeln!(out)?;
-        writeln!(out, "{}", ink.strong(&rule("the cost of HTTP", "", width)))?;
-        paragraph(out, "", &cost.caption, width)?;
-        left_out.extend(table(out, cost, ink, width)?);
-    }
-    for (i, cold) in view.cold_starts.iter().enumerate() {
-        writeln!(out)?;
-        if i == 0 {
-            writeln!(out, "{}", ink.strong(&rule("cold starts", "", width)))?;
-        }
-        writeln!(out, "{}", cold.caption)?;
-        left_out.extend(table(out, cold, ink, width)?);
-    }
-    if !view.inside.is_empty() {
-        writeln!(out)?;
-        writeln!(out, "{}", ink.strong(&rule("inside the engine", "", width)))?;
-    }
-    for (i, told) in view.inside.iter().enumerate() {
-        if i > 0 {
-            writeln!(out)?;
-        }
-        writeln!(out, "{}", told.caption)?;
-        left_out.extend(table(out, told, ink, width)?);
-    }
-    if !view.resources.is_empty() {
-        writeln!(out)?;
-        writeln!(out, "{}", ink.strong(&rule("what was used", "", width)))?;
-    }
-    for (i, used) in view.resources.iter().enumerate() {
-        if i > 0 {
-            writeln!(out)?;
-        }
-        writeln!(out, "{}", used.caption)?;
-        left_out.extend(table(out, used, ink, width)?);
     }
     if !view.absent.is_empty() {
         writeln!(out)?;
@@ -142,6 +90,12 @@ pub fn render(view: &View<'_>, color: bool, width: usize, out: &mut impl Write) 
         paragraph(out, "", &text, width)?;
     }
     Ok(())
+}
+
+/// Whether a section has something to say here: sizes of pools do where a load
+/// did not fit, and fill a screen where all did.
+fn tells(section: &Section) -> bool {
+    section.topic != Topic::KvSizing || section.tables.iter().any(|table| !table.notes.is_empty())
 }
 
 /// Writes one table, with the columns it had no room for below it.

@@ -1,21 +1,19 @@
 //! What a report says, in its order, before any format: facts of the run,
-//! engines, experiments, the cost of HTTP, what is absent, what to beware of.
-
-use std::collections::BTreeMap;
+//! engines, experiments, sections of tables, what is absent, what to beware of.
 
 use crate::record::{EngineRecord, Machine, RunData};
 use crate::stats::Summary;
-use crate::stats::summary::{CaseSummary, HttpCost};
+use crate::stats::summary::CaseSummary;
 use crate::stats::warnings::Warning;
 use crate::units::format_bytes;
 
 use super::case_table::case_table;
+use super::load_table;
 use super::matrix::matrices;
-use super::numbers::write_difference;
 use super::prose::list;
+use super::section::{Section, sections};
 use super::table::{Cell, Column, Table};
 use super::verdict::{Verdict, verdicts};
-use super::{kv_table, load_table};
 
 /// A run, ready to be written in some format.
 #[derive(Debug, Clone)]
@@ -30,22 +28,8 @@ pub struct View<'a> {
     pub contract: Option<Table>,
     /// In the manifest's order.
     pub experiments: Vec<Experiment<'a>>,
-    /// Engines compared over rounds, one table an experiment and pair.
-    pub comparisons: Vec<Table>,
-    /// What was required, where anything was.
-    pub gates: Vec<Table>,
-    /// One table a pair of engines.
-    pub http_cost: Vec<Table>,
-    /// One table a sweep over rates.
-    pub capacity: Vec<Table>,
-    /// One table a sweep over KV settings.
-    pub kv_sweep: Vec<Table>,
-    /// Cold starts by phase, where yardstick started engines.
-    pub cold_starts: Vec<Table>,
-    /// What engines in this process told of themselves.
-    pub inside: Vec<Table>,
-    /// What was used while cases were measured.
-    pub resources: Vec<Table>,
+    /// Headings over tables, after the experiments.
+    pub sections: Vec<Section>,
     /// Cases that were not measured.
     pub absent: Vec<Absent>,
     /// What to beware of.
@@ -90,14 +74,7 @@ impl<'a> View<'a> {
             engines: engines(run),
             contract: super::contract::table(&summary.contract),
             experiments: experiments(run, summary),
-            comparisons: super::comparison::tables_of(summary),
-            gates: super::gates::tables(run, &summary.gates),
-            http_cost: http_cost(&summary.http_cost),
-            capacity: load_table::capacity_tables(&summary.capacity),
-            kv_sweep: kv_table::tables(&summary.kv_sweep),
-            cold_starts: super::cold_start::tables(&summary.cold_starts),
-            inside: super::inside::tables(&summary.inside),
-            resources: super::resources::tables(summary.resources.as_ref()),
+            sections: sections(run, summary),
             absent: absent(summary),
             warnings: &summary.warnings,
         }
@@ -283,44 +260,6 @@ fn load(experiment: &Experiment<'_>) -> String {
     let rounds = experiment.cases.iter().filter_map(|case| case.num_rounds).max();
     let rounds = rounds.map_or_else(String::new, |rounds| format!(", {rounds} rounds"));
     format!("{n} {noun}{each}, C = {}{rounds}", span(|case| case.concurrency.into()))
-}
-
-fn http_cost(costs: &[HttpCost]) -> Vec<Table> {
-    let mut tables: BTreeMap<(&str, &str), Table> = BTreeMap::new();
-    for cost in costs {
-        let table = tables.entry((&cost.over_http, &cost.in_process)).or_insert_with(|| Table {
-            caption: format!(
-                "{} minus {}, differences of medians",
-                cost.over_http, cost.in_process
-            ),
-            columns: vec![
-                Column::words("experiment"),
-                Column::numbers("C", "", 0),
-                Column::numbers("TTFT", "ms", 0),
-                Column::numbers("TPOT", "ms", 0),
-                Column::numbers("E2EL", "ms", 0),
-                Column::words("TTFT told apart"),
-            ],
-            ..Table::default()
-        });
-        let difference = |value: Option<f64>| {
-            Cell::or_absent(value.map(write_difference), "one of the two has no median")
-        };
-        table.rows.push(vec![
-            Cell::new(cost.experiment.as_str()),
-            Cell::new(cost.concurrency.to_string()),
-            difference(cost.ttft_ms),
-            difference(cost.tpot_ms),
-            difference(cost.e2el_ms),
-            Cell::new(match cost.ttft_intervals_overlap {
-                Some(true) => "no, may be noise",
-                Some(false) => "yes",
-                None if cost.concurrency > 1 => "one burst each",
-                None => "n too small",
-            }),
-        ]);
-    }
-    tables.into_values().collect()
 }
 
 fn absent(summary: &Summary) -> Vec<Absent> {

@@ -15,6 +15,7 @@ pub mod gates;
 pub mod goodput;
 pub mod http_cost;
 pub mod inside;
+pub mod kv_capacity;
 pub mod kv_sweep;
 pub mod latency;
 pub mod misreading;
@@ -83,6 +84,7 @@ pub fn summarise(run: &RunData) -> Summary {
     let cold_starts = cold_start::summarise(run, &first_arms);
     let http_cost = http_cost::pair(&run.manifest.engines, shown);
     let capacity = capacity::capacities(&first);
+    let kv_capacity = kv_capacity::capacities(run, &first_arms);
     let kv_sweep = kv_sweep::sweeps(run, &first_arms, shown, &absent);
     let compared = compare_rounds(&grouped, &cases);
     let resources = resources::summarise(run, &first_arms);
@@ -101,6 +103,7 @@ pub fn summarise(run: &RunData) -> Summary {
         absent,
         http_cost,
         capacity,
+        kv_capacity,
         kv_sweep,
         gates,
         comparisons: compared.comparisons,

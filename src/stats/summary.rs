@@ -15,6 +15,7 @@ use super::compare::cells::NotCompared;
 use super::contract::Work;
 use super::gates::Gate;
 use super::inside::Inside;
+use super::kv_capacity::KvCapacity;
 use super::kv_sweep::KvSweep;
 use super::open_loop::LoadSummary;
 use super::resources::Resources;
@@ -53,6 +54,9 @@ pub struct Summary {
     /// Sweeps over rates, one an engine and load.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capacity: Vec<Capacity>,
+    /// What the KV memory of each engine holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kv_capacity: Vec<KvCapacity>,
     /// Sweeps over KV settings, one an engine, load and curve.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kv_sweep: Vec<KvSweep>,

@@ -1,25 +1,15 @@
-//! Sweeps over rates: figures of every load, then a table an engine.
+//! Sweeps over rates: figures of every load.
 
 use std::fmt::{self, Write};
 
+use super::Page;
 use super::charts::figure;
 use super::over_rate::{METRICS, draw};
-use super::{Page, tables};
 use crate::report::prose::capitalise;
 use crate::stats::capacity::Capacity;
 
-/// Writes the section; nothing where nothing was swept.
-pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
+pub(super) fn charts(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     let sweeps = &page.summary.capacity;
-    if sweeps.is_empty() {
-        return Ok(());
-    }
-    out.write_str(
-        "<section id=\"capacity\" aria-labelledby=\"capacity-h\">\n\
-         <h2 id=\"capacity-h\">Capacity</h2>\n<p class=\"lead\">The highest rate at which an \
-         engine completes at least 95 % of what arrives and keeps every objective.</p>\n\
-         <div class=\"charts\">\n",
-    )?;
     let mut loads: Vec<&str> = Vec::new();
     for sweep in sweeps {
         if !loads.contains(&sweep.load.as_str()) {
@@ -35,9 +25,5 @@ pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
             }
         }
     }
-    out.write_str("</div>\n")?;
-    for table in &page.view.capacity {
-        tables::table(page, table, out)?;
-    }
-    out.write_str("</section>\n")
+    Ok(())
 }

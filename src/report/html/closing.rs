@@ -1,4 +1,4 @@
-//! What surrounds the numbers: the cost of HTTP, engines and their settings,
+//! What surrounds the numbers: engines and their settings,
 //! what is absent, what to beware of, what words mean.
 
 use std::fmt::{self, Write};
@@ -12,67 +12,6 @@ use crate::report::definitions::DEFINITIONS;
 use crate::report::prose::capitalise;
 use crate::report::view::reached;
 use crate::units::format_bytes;
-
-pub(super) fn gates(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
-    if page.view.gates.is_empty() {
-        return Ok(());
-    }
-    open(out, "requirements", "Requirements")?;
-    out.write_str(
-        "<p class=\"lead\">Whether a bound on a tail was shown to be kept, or not to be, over all \
-         rounds. Failed requests are over it.</p>\n",
-    )?;
-    for table in &page.view.gates {
-        tables::table(page, table, out)?;
-    }
-    out.write_str("</section>\n")
-}
-
-pub(super) fn http_cost(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
-    if page.view.http_cost.is_empty() {
-        return Ok(());
-    }
-    open(out, "http-cost", "The cost of HTTP")?;
-    out.write_str(
-        "<p class=\"lead\">The embedded engine behind HTTP on loopback against itself in process: \
-         same weights, same scheduler. Where the intervals overlap, or one burst stands \
-         against one, the difference may be noise.</p>\n",
-    )?;
-    for table in &page.view.http_cost {
-        tables::table(page, table, out)?;
-    }
-    out.write_str("</section>\n")
-}
-
-pub(super) fn inside(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
-    if page.view.inside.is_empty() {
-        return Ok(());
-    }
-    open(out, "inside", "Inside the engine")?;
-    out.write_str(
-        "<p class=\"lead\">What the embedded engine told of itself over the whole run, warm-up \
-         included. Memory of the process is that of everything in it, of this client too.</p>\n",
-    )?;
-    for table in &page.view.inside {
-        tables::table(page, table, out)?;
-    }
-    out.write_str("</section>\n")
-}
-
-pub(super) fn resources(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
-    if page.view.resources.is_empty() {
-        return Ok(());
-    }
-    open(out, "resources", "What was used")?;
-    out.write_str(
-        "<p class=\"lead\">Memory, processors and GPUs while cases were measured, warm-up left \
-         out. What an embedded engine used is that of this whole process, the client in it.</p>\n",
-    )?;
-    for table in &page.view.resources {
-        tables::table(page, table, out)?;
-    }
-    out.write_str("</section>\n")
-}
 
 pub(super) fn engines(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     open(out, "engines", "Engines and machine")?;

@@ -1,4 +1,4 @@
-//! Cold starts: the tables, and a bar for each start whose parts are its phases.
+//! Cold starts: a bar for each start whose parts are its phases.
 
 use std::fmt::{self, Write};
 
@@ -7,7 +7,6 @@ use super::axis::Axis;
 use super::charts::{Frame, WIDTH, figure, short};
 use super::lanes::Lanes;
 use super::svg::{Anchor, Svg};
-use super::tables;
 use crate::plan::lifecycle::list;
 use crate::report::cold_start::PHASES;
 use crate::report::numbers::write_latency;
@@ -22,17 +21,7 @@ const MAX_BARS: usize = 24;
 /// Starts whose memory and processors are drawn.
 const MAX_CURVES: usize = 6;
 
-pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
-    if page.view.cold_starts.is_empty() {
-        return Ok(());
-    }
-    out.write_str(
-        "<section id=\"cold-starts\" aria-labelledby=\"cold-starts-h\">\n\
-         <h2 id=\"cold-starts-h\">Cold starts</h2>\n\
-         <p class=\"lead\">From the start of an engine to its first token, on the clock of this \
-         client.</p>\n",
-    )?;
-    out.write_str("<div class=\"charts\">\n")?;
+pub(super) fn charts(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     let caption = "From the start to the first token. Each part ends with the phase that it is \
                    named after when pointed at; medians over the starts.";
     figure(out, "Cold start by phase", &draw(page), caption)?;
@@ -43,11 +32,7 @@ pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
             figure(out, &title, &svg, caption)?;
         }
     }
-    out.write_str("</div>\n")?;
-    for table in &page.view.cold_starts {
-        tables::table(page, table, out)?;
-    }
-    out.write_str("</section>\n")
+    Ok(())
 }
 
 fn draw(page: &Page<'_>) -> String {

@@ -3,11 +3,11 @@
 
 use std::fmt::{self, Write};
 
+use super::Page;
 use super::axis::Axis;
 use super::charts::{Frame, WIDTH, figure};
 use super::lanes::thinned;
 use super::svg::{Anchor, Svg};
-use super::{Page, tables};
 use crate::report::kv_table::{named, point_name, title};
 use crate::stats::case::span;
 use crate::stats::kv_sweep::{KvSweep, Point};
@@ -22,19 +22,8 @@ const LABEL: f64 = 13.0;
 /// Lanes drawn; the table has every point.
 const MAX_LANES: usize = 12;
 
-/// Writes the section; nothing where nothing was swept.
-pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
+pub(super) fn charts(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     let sweeps = &page.summary.kv_sweep;
-    if sweeps.is_empty() {
-        return Ok(());
-    }
-    out.write_str(
-        "<section id=\"kv-sweep\" aria-labelledby=\"kv-sweep-h\">\n\
-         <h2 id=\"kv-sweep-h\">KV pool</h2>\n<p class=\"lead\">The same load on the same engine \
-         with other KV settings, loaded one after the other. Predicted is what arithmetic over \
-         blocks expects of a pool, from what the largest one did. Waste is slots of held blocks \
-         that hold no token.</p>\n<div class=\"charts\">\n",
-    )?;
     for (i, sweep) in sweeps.iter().enumerate() {
         if let Some(drawing) = throughput(sweep, &format!("kv-pool-{i}")) {
             figure(
@@ -55,11 +44,7 @@ pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
             )?;
         }
     }
-    out.write_str("</div>\n")?;
-    for table in &page.view.kv_sweep {
-        tables::table(page, table, out)?;
-    }
-    out.write_str("</section>\n")
+    Ok(())
 }
 
 fn throughput(sweep: &KvSweep, id: &str) -> Option<String> {

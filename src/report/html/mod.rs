@@ -11,11 +11,13 @@ mod comparison;
 mod escape;
 mod experiment;
 mod forest;
+mod kv_capacity;
 mod kv_sweep;
 mod lanes;
 mod over_concurrency;
 mod over_rate;
 mod policy;
+mod sections;
 mod strip;
 mod summary;
 mod svg;
@@ -28,6 +30,7 @@ use std::fmt::{self, Write};
 use crate::record::RunData;
 use crate::stats::Summary;
 
+use super::prose::capitalise;
 use super::table::Cell;
 use super::view::{View, engine_cell};
 use escape::escape;
@@ -70,14 +73,7 @@ pub fn render(run: &RunData, summary: &Summary, out: &mut impl Write) -> fmt::Re
     for (i, experiment) in page.view.experiments.iter().enumerate() {
         experiment::section(&page, i, experiment, out)?;
     }
-    comparison::section(&page, out)?;
-    closing::gates(&page, out)?;
-    capacity::section(&page, out)?;
-    kv_sweep::section(&page, out)?;
-    cold_start::section(&page, out)?;
-    closing::http_cost(&page, out)?;
-    closing::inside(&page, out)?;
-    closing::resources(&page, out)?;
+    sections::write(&page, out)?;
     closing::engines(&page, out)?;
     closing::absent(&page, out)?;
     closing::warnings(&page, out)?;
@@ -117,29 +113,9 @@ fn header(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     for (i, experiment) in page.view.experiments.iter().enumerate() {
         writeln!(out, "<li><a href=\"#e{i}\">{}</a></li>", escape(experiment.name))?;
     }
-    if !page.view.comparisons.is_empty() {
-        out.write_str("<li><a href=\"#comparison\">Comparison</a></li>\n")?;
-    }
-    if !page.view.gates.is_empty() {
-        out.write_str("<li><a href=\"#requirements\">Requirements</a></li>\n")?;
-    }
-    if !page.view.capacity.is_empty() {
-        out.write_str("<li><a href=\"#capacity\">Capacity</a></li>\n")?;
-    }
-    if !page.view.kv_sweep.is_empty() {
-        out.write_str("<li><a href=\"#kv-sweep\">KV pool</a></li>\n")?;
-    }
-    if !page.view.cold_starts.is_empty() {
-        out.write_str("<li><a href=\"#cold-starts\">Cold starts</a></li>\n")?;
-    }
-    if !page.view.http_cost.is_empty() {
-        out.write_str("<li><a href=\"#http-cost\">Cost of HTTP</a></li>\n")?;
-    }
-    if !page.view.inside.is_empty() {
-        out.write_str("<li><a href=\"#inside\">Inside the engine</a></li>\n")?;
-    }
-    if !page.view.resources.is_empty() {
-        out.write_str("<li><a href=\"#resources\">What was used</a></li>\n")?;
+    for section in &page.view.sections {
+        let (id, title) = (section.topic.id(), capitalise(section.topic.title()));
+        writeln!(out, "<li><a href=\"#{id}\">{title}</a></li>")?;
     }
     out.write_str("<li><a href=\"#engines\">Engines</a></li>\n")?;
     if !page.view.absent.is_empty() {
