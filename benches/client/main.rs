@@ -1,7 +1,8 @@
 //! What our own client adds to the times it reports, and what it costs: driver,
 //! adapter and recorder as in a run, against the scripted server, which notes
 //! when it really wrote. Both sides read one clock, and the records go to disk.
-//! Beside it, in the same run, what a reader costs that does nothing else.
+//! Beside it, in the same run, what the same streams are to a reader that does
+//! nothing else: the floor under both.
 //!
 //! `cargo bench --bench client [-- STREAMS REQUESTS TTFT_MS GAP_MS]`; without
 //! arguments at 10, 100 and 1,000 streams, and the cost of decoding alone.
@@ -58,16 +59,25 @@ fn load(streams: u32, requests: u32, ttft_ms: u64, gap_ms: u64) {
     report(&trial, &data, &error);
     #[cfg(target_os = "linux")]
     {
-        let bare = bare_reader::cpu_per_token_event(&trial.script, streams, trial.num_bursts);
-        let bare_us = bare.as_secs_f64() * 1e6;
+        let bare = bare_reader::read(&trial.script, streams, trial.num_bursts);
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "a bare reader of the same streams").unwrap();
+        row(&mut out, "TTFT error", &bare.ttft_error_ms);
+        row(&mut out, "ITL error", &bare.itl_error_ms);
+        let bare_us = bare.cpu_per_token_event.as_secs_f64() * 1e6;
         let times = error.cpu_us_per_token_event.unwrap_or_default() / bare_us;
         writeln!(
-            std::io::stdout().lock(),
-            "a bare reader of the same streams: {bare_us:.2} us a token event; the client takes \
-             {times:.2} times that"
+            out,
+            "its CPU {bare_us:.2} us a token event; the client takes {times:.2} times that"
         )
         .unwrap();
     }
+}
+
+fn row(out: &mut impl Write, name: &str, values: &Distribution) {
+    let us = |ms: Option<f64>| ms.map_or("-".to_owned(), |ms| format!("{:.1}", ms * 1e3));
+    let [p50, p99, max] = [values.p50, values.p99, values.max].map(us);
+    writeln!(out, "{name:38} {:>7} {p50:>9} {p99:>9} {max:>9}", values.n).unwrap();
 }
 
 fn measured(
@@ -118,16 +128,11 @@ fn report(trial: &Trial, data: &RunData, error: &ClientError) {
     )
     .unwrap();
     writeln!(out, "{:38} {:>7} {:>9} {:>9} {:>9}", "", "n", "p50", "p99", "max").unwrap();
-    let mut row = |name: &str, values: &Distribution| {
-        let us = |ms: Option<f64>| ms.map_or("-".to_owned(), |ms| format!("{:.1}", ms * 1e3));
-        let [p50, p99, max] = [values.p50, values.p99, values.max].map(us);
-        writeln!(out, "{name:38} {:>7} {p50:>9} {p99:>9} {max:>9}", values.n).unwrap();
-    };
     let late = lateness(trial, data);
-    row("server: written after it was due", &late);
-    row("TTFT error (client - truth)", &error.ttft_error_ms);
-    row("ITL error (|client - truth|)", &error.itl_error_ms);
-    row("TPOT error (|client - truth|)", &error.tpot_error_ms);
+    row(&mut out, "server: written after it was due", &late);
+    row(&mut out, "TTFT error (client - truth)", &error.ttft_error_ms);
+    row(&mut out, "ITL error (|client - truth|)", &error.itl_error_ms);
+    row(&mut out, "TPOT error (|client - truth|)", &error.tpot_error_ms);
     writeln!(
         out,
         "client CPU {:.2} us a token event, {:.1} % of a \
