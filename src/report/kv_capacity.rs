@@ -109,10 +109,7 @@ mod tests {
         assert_eq!((table.rows[0][6].text.as_str(), table.rows[0][8].text.as_str()), ("16", "13"));
         assert_eq!(table.rows[1][1].reason.as_deref(), Some("it does not say"));
         let [note] = &table.notes[..] else { panic!("{:?}", table.notes) };
-        assert!(
-            note.starts_with("v: batched-warm sends 16 requests of up to 600 tokens"),
-            "{note}"
-        );
+        assert!(note.starts_with("v: of the 16 requests of up to 600 tokens"), "{note}");
     }
 
     #[test]

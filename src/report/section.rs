@@ -63,7 +63,7 @@ impl Topic {
             Self::Comparison => "comparison",
             Self::Capacity => "capacity",
             Self::KvSizing => "kv-sizing",
-            Self::KvPool => "kv-pool",
+            Self::KvPool => "kv-sweep",
             Self::ColdStarts => "cold-starts",
             Self::HttpCost => "http-cost",
             Self::Inside => "inside",

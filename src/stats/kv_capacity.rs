@@ -104,16 +104,15 @@ impl KvCapacity {
         Some(self.max_num_seqs.map_or(fit, |most| fit.min(most.into())))
     }
 
-    /// The load that fits worst.
+    /// The load that fits worst; of equals the one that asks for most.
     #[must_use]
     pub fn tightest(&self) -> Option<&LoadFit> {
         let room = |load: &&LoadFit| {
-            (load.fit.unwrap_or(u64::MAX).saturating_mul(1_000)
-                / u64::from(load.concurrency.max(1)))
-            .min(1_000)
+            let fit = load.fit.unwrap_or(0).saturating_mul(1_000);
+            let asked = load.request_tokens.saturating_mul(load.concurrency.into());
+            (fit / u64::from(load.concurrency.max(1)), u64::MAX - asked)
         };
-        // Of loads that all fit the longest.
-        self.loads.iter().min_by_key(|load| (room(load), u64::MAX - load.request_tokens))
+        self.loads.iter().min_by_key(room)
     }
 }
 
