@@ -123,7 +123,7 @@ impl Load {
         let predicted = as_gib(self.file.plus(&in_f16).expected_bytes);
         let slots = self.slots;
         let mut notes = vec![
-            format!("its own estimate: {predicted:.2} GiB (the file, and K and V as f16)"),
+            format!("its own estimate: {predicted:.2} GiB, file and f16 K and V"),
             format!("cuts longer prompts; {slots} at once, the next waits for a whole answer"),
         ];
         if self.stays(question) != Verdict::Yes {
