@@ -14,9 +14,11 @@ use crate::units::{GIB, MIB, format_bytes};
 
 /// The newest version whose rules are known: the main branch of August 2026.
 pub const CURRENT: Version = Version::new(0, 24);
-/// From here on the context depends on the GPU's memory.
-const TIERS_FROM: Version = Version::new(0, 16);
-/// Until here the context is 2048 and there are up to four slots.
+/// From here on the context depends on the GPU's memory (#13946; the release is that of
+/// #14116).
+const TIERS_FROM: Version = Version { major: 0, minor: 15, patch: 5 };
+/// Until here the context is 2048 and there are up to four slots: so logs of early 2025;
+/// that it was so up to here is assumed.
 const OF_2024_BELOW: Version = Version::new(0, 6);
 
 /// Least GPU memory of each tier and the context that goes with it.
