@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::allocator;
 use super::command::{BURST_GAP, Command, MAX_GATHERED};
 use super::core::{StepOutput, StepReport};
 use super::generation::GenerationEvent;
@@ -85,6 +86,7 @@ impl EngineThread {
             self.step();
         }
         self.abort_all();
+        self.unload();
     }
 
     /// Takes all commands there are; waits for one if nothing is live.
@@ -133,7 +135,7 @@ impl EngineThread {
             }
             Command::Unload(reply) => {
                 self.abort_all();
-                self.core = None;
+                self.unload();
                 self.publish();
                 let _ = reply.try_send(());
             }
@@ -165,6 +167,15 @@ impl EngineThread {
             self.tell(|_| event);
         }
         Ok(())
+    }
+
+    /// Drops weights and pool, and gives their memory back to the system with the
+    /// pages of the weight files: what is loaded next is measured by itself.
+    fn unload(&mut self) {
+        if self.core.take().is_some() {
+            self.weights.release();
+            allocator::give_back();
+        }
     }
 
     /// Tells whoever observes; forgets them once they are gone.

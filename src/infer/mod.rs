@@ -10,6 +10,7 @@
 //! that met its end, or was aborted, frees its blocks; what they hold can be
 //! found until they are handed out again.
 
+mod allocator;
 pub mod batch;
 mod command;
 pub mod config;

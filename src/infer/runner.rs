@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, Device, Storage, Tensor};
 
+use super::allocator;
 use super::batch::Batch;
 use super::kv::{KvCache, KvSizing};
 use super::model::{Model, WeightMemory};
@@ -84,7 +85,7 @@ impl CpuRunner {
         pool: Arc<Pool>,
     ) -> Result<Self, InferError> {
         let cache = KvCache::new(sizing, model_config, &Device::Cpu)?;
-        keep_freed_memory();
+        allocator::keep_freed();
         Ok(Self { model, cache, pool, vocab_size: model_config.vocab_size, logits: None })
     }
 }
@@ -115,14 +116,4 @@ impl Runner for CpuRunner {
     fn weight_memory(&self) -> WeightMemory {
         self.model.memory()
     }
-}
-
-/// Has the allocator keep what a step frees for the next one. glibc returns
-/// blocks from 128 KiB up to the system at once, and the next step pays for
-/// their pages again, until a larger one was freed: then it keeps all up to
-/// that size, of 32 MiB at most (`mallopt(3)`, dynamic mmap threshold). Whether
-/// loading frees such a one is chance. Other allocators take no notice.
-fn keep_freed_memory() {
-    const LARGEST: usize = 31 << 20;
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));
 }

@@ -138,8 +138,8 @@ impl Concurrency {
     }
 }
 
-/// Whether something holds, given the bounds of what it was made from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// Whether something holds, given the bounds of what it was made from; the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Within all bounds.
@@ -167,6 +167,27 @@ impl Verdict {
         }
     }
 
+    /// Whether there is room: `left` is what it takes subtracted from what there is.
+    #[must_use]
+    pub const fn of_rest(left: &Amount) -> Self {
+        if left.low_bytes >= 0 {
+            Self::Yes
+        } else if left.expected_bytes >= 0 {
+            Self::Likely
+        } else if left.high_bytes >= 0 {
+            Self::Unlikely
+        } else {
+            Self::No
+        }
+    }
+
+    /// Whether a change with this outcome is a way out of `now`: it is expected to
+    /// do, and surer than what there is.
+    #[must_use]
+    pub fn is_way_out_of(self, now: Self) -> bool {
+        self.is_expected() && self < now
+    }
+
     /// Whether it holds as expected.
     #[must_use]
     pub const fn is_expected(self) -> bool {
@@ -174,12 +195,13 @@ impl Verdict {
     }
 }
 
-/// Something to do about an engine that does not start.
+/// A change that alone makes an engine start which does not, or not surely.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WayOut {
     /// What to set or to change.
     pub change: String,
-    /// Whether it starts then.
+    /// Whether it starts then, as expected at least. Ollama starts in any case: whether
+    /// all of it stays on the GPU then.
     pub starts: Verdict,
     /// Tokens that the pool holds then.
     pub tokens: Count,

@@ -92,6 +92,17 @@ pub fn size(
     settings: &Settings,
     target: Target<'_>,
 ) -> Result<EngineAnswer, String> {
+    let mut answer = answer(model, settings, target)?;
+    answer.ways_out = ways_out(model, settings, target, &answer);
+    Ok(answer)
+}
+
+/// The answer without its ways out.
+fn answer(
+    model: &EmbeddedModel,
+    settings: &Settings,
+    target: Target<'_>,
+) -> Result<EngineAnswer, String> {
     let config = config(settings, target)?;
     let device = config.device.unwrap_or(ComputeDevice::Cpu);
     let dtype = ComputeDtype::resolve(config.dtype, &model.stored, device)
@@ -134,7 +145,7 @@ pub fn size(
             .collect(),
         starts: pools.starts,
         error: pools.error,
-        ways_out: ways_out(pools.starts, max_model_len, tokens, bytes_per_token, block_size),
+        ways_out: Vec::new(),
         notes: Vec::new(),
     })
 }
@@ -255,30 +266,42 @@ fn weight_bytes(model: &EmbeddedModel, dtype: ComputeDtype) -> Amount {
     }
 }
 
+/// The changes that make it start alone, each answered again.
 fn ways_out(
-    starts: Verdict,
-    max_model_len: u64,
-    tokens: Count,
-    bytes_per_token: u64,
-    block_size: u64,
+    model: &EmbeddedModel,
+    settings: &Settings,
+    target: Target<'_>,
+    now: &EngineAnswer,
 ) -> Vec<WayOut> {
-    if starts == Verdict::Yes {
-        return Vec::new();
-    }
-    let needed = max_model_len.div_ceil(block_size) * block_size;
-    let shorter = (tokens.expected > 1).then(|| WayOut {
-        change: format!("--max-model-len {}", tokens.expected),
-        starts: Verdict::at_least(tokens, tokens.expected),
-        tokens,
-        cost: "longer requests are refused".to_owned(),
+    let held = now.tokens.expected;
+    let shorter = Settings { max_model_len: MaxModelLen::Tokens(held), ..settings.clone() };
+    let block_size = now.block_size.unwrap_or(1);
+    let needed = now.max_model_len.div_ceil(block_size) * block_size;
+    let pool_bytes = needed.saturating_mul(now.kv_bytes_per_token);
+    let larger = Settings { kv_cache_memory_bytes: Some(pool_bytes), ..settings.clone() };
+    let then = |settings: &Settings| answer(model, settings, target).ok();
+    let shorter = then(&shorter).map(|then| WayOut {
+        change: format!("--max-model-len {held}"),
+        starts: then.starts,
+        tokens: then.tokens,
+        cost: "longer ones are refused".to_owned(),
     });
-    let larger = WayOut {
-        change: format!("--kv-memory {}", needed * bytes_per_token),
-        starts: Verdict::Likely,
-        tokens: Count::exact(needed),
+    let larger = then(&larger).map(|then| WayOut {
+        change: format!("--kv-memory {pool_bytes}"),
+        starts: then.starts.max(has_memory(&then)),
+        tokens: then.tokens,
         cost: "as far as there is memory".to_owned(),
-    };
-    shorter.into_iter().chain([larger]).collect()
+    });
+    let ways = shorter.into_iter().chain(larger);
+    ways.filter(|way| way.starts.is_way_out_of(now.starts)).collect()
+}
+
+/// Whether there is memory for a pool that was given in bytes: never for sure, since
+/// activations are not known, nor what a machine has left.
+fn has_memory(answer: &EngineAnswer) -> Verdict {
+    let Some(total) = &answer.total else { return Verdict::Likely };
+    let left = answer.parts.iter().fold(total.clone(), |left, part| left.minus(&part.amount));
+    Verdict::of_rest(&left).max(Verdict::Likely)
 }
 
 #[cfg(test)]
@@ -318,6 +341,35 @@ mod tests {
         assert_eq!((answer.starts, answer.tokens), (Verdict::No, Count::exact(36 * 16)));
         assert!(answer.error.unwrap().contains("lower max_model_len to 576"));
         assert_eq!(answer.ways_out[0].change, "--max-model-len 576");
+    }
+
+    #[test]
+    fn every_way_out_starts_it_alone() {
+        let mut found = 0;
+        for pool in [1_u64 << 20, 64 << 20, 1 << 30] {
+            for length in [2, 700, 8192, 131_072] {
+                let settings = Settings {
+                    max_model_len: MaxModelLen::Tokens(length),
+                    kv_cache_memory_bytes: Some(pool),
+                    ..Settings::default()
+                };
+                for way in size(&llama(), &settings, Target::Cpu).unwrap().ways_out {
+                    let (option, value) = way.change.split_once(' ').unwrap();
+                    let value = value.parse().unwrap();
+                    let changed = match option {
+                        "--max-model-len" => {
+                            let max_model_len = MaxModelLen::Tokens(value);
+                            Settings { max_model_len, ..settings.clone() }
+                        }
+                        _ => Settings { kv_cache_memory_bytes: Some(value), ..settings.clone() },
+                    };
+                    let then = size(&llama(), &changed, Target::Cpu).unwrap();
+                    assert_eq!((then.starts, then.tokens), (Verdict::Yes, way.tokens), "{way:?}");
+                    found += 1;
+                }
+            }
+        }
+        assert!(found > 10, "{found}");
     }
 
     #[test]

@@ -14,9 +14,11 @@ use crate::units::{GIB, MIB, format_bytes};
 
 /// The newest version whose rules are known: the main branch of August 2026.
 pub const CURRENT: Version = Version::new(0, 24);
-/// From here on the context depends on the GPU's memory.
-const TIERS_FROM: Version = Version::new(0, 16);
-/// Until here the context is 2048 and there are up to four slots.
+/// From here on the context depends on the GPU's memory (#13946; the release is that of
+/// #14116).
+const TIERS_FROM: Version = Version { major: 0, minor: 15, patch: 5 };
+/// Until here the context is 2048 and there are up to four slots: so logs of early 2025;
+/// that it was so up to here is assumed.
 const OF_2024_BELOW: Version = Version::new(0, 6);
 
 /// Least GPU memory of each tier and the context that goes with it.
@@ -63,6 +65,7 @@ pub fn size(question: &Question<'_>, version: Version) -> Result<EngineAnswer, S
 }
 
 /// A model as Ollama loads it.
+#[derive(Clone)]
 struct Load {
     name: String,
     kv_type: KvType,
@@ -85,11 +88,7 @@ impl Load {
         }
         .min(shape.max_position_embeddings);
         let slots = settings.num_parallel.unwrap_or(slots);
-        let kv = Amount::exact(
-            kv_bytes(shape, kv_type, num_ctx, slots),
-            Source::Computed,
-            format!("{slots} x {num_ctx} tokens of {kv_type}"),
-        );
+        let kv = kv_amount(shape, kv_type, num_ctx, slots);
         let (file, graph) = (weights::in_ollama(shape), compute_graph());
         let context = activation::context();
         Ok(Self { name, kv_type, num_ctx, slots, file, graph, context, kv })
@@ -102,13 +101,13 @@ impl Load {
 
     /// Whether all of it stays on the GPU.
     fn stays(&self, question: &Question<'_>) -> Verdict {
-        let left = self.room(question).minus(&self.kv);
-        match (left.low_bytes >= 0, left.expected_bytes >= 0, left.high_bytes >= 0) {
-            (true, ..) => Verdict::Yes,
-            (false, true, _) => Verdict::Likely,
-            (false, false, true) => Verdict::Unlikely,
-            (false, false, false) => Verdict::No,
-        }
+        Verdict::of_rest(&self.room(question).minus(&self.kv))
+    }
+
+    /// The same with K and V stored as `kv_type`.
+    fn with_kv_type(&self, question: &Question<'_>, kv_type: KvType) -> Self {
+        let kv = kv_amount(question.shape, kv_type, self.num_ctx, self.slots);
+        Self { kv_type, kv, ..self.clone() }
     }
 
     /// The longest context of a slot with which all of it stays on the GPU.
@@ -126,7 +125,7 @@ impl Load {
         let predicted = as_gib(self.file.plus(&in_f16).expected_bytes);
         let slots = self.slots;
         let mut notes = vec![
-            format!("its own estimate: {predicted:.2} GiB (the file, and K and V as f16)"),
+            format!("its own estimate: {predicted:.2} GiB, file and f16 K and V"),
             format!("cuts longer prompts; {slots} at once, the next waits for a whole answer"),
         ];
         if self.stays(question) != Verdict::Yes {
@@ -139,24 +138,23 @@ impl Load {
     }
 
     fn ways_out(&self, question: &Question<'_>) -> Vec<WayOut> {
-        let (shape, longest) = (question.shape, self.longest(question));
+        let (shape, longest) = (question.shape, self.longest(question).low);
         let (stays, mut ways) = (self.stays(question), Vec::new());
-        let longer = self.num_ctx < shape.max_position_embeddings && longest.low > self.num_ctx;
-        if longest.low > 0 && (longer || stays != Verdict::Yes) {
+        if longest > 0 && (longest > self.num_ctx || stays != Verdict::Yes) {
             ways.push(WayOut {
-                change: format!("OLLAMA_CONTEXT_LENGTH={}", longest.low),
+                change: format!("OLLAMA_CONTEXT_LENGTH={longest}"),
                 starts: Verdict::Yes,
-                tokens: longest,
-                cost: "longest that stays on the GPU".to_owned(),
+                tokens: Count::exact(longest * self.slots),
+                cost: "longest wholly on the GPU".to_owned(),
             });
         }
-        if stays != Verdict::Yes && self.kv_type == KvType::F16 {
+        let in_q8 = self.with_kv_type(question, KvType::Q8_0).stays(question);
+        if self.kv_type == KvType::F16 && in_q8.is_way_out_of(stays) {
             let [q8, f16] = [KvType::Q8_0, KvType::F16].map(|kv| shape.kv_bytes_per_token(kv));
             ways.push(WayOut {
                 change: "OLLAMA_KV_CACHE_TYPE=q8_0".to_owned(),
-                starts: Verdict::Yes,
-                tokens: longest
-                    .map(|tokens| (tokens * f16 / q8.max(1)).min(shape.max_position_embeddings)),
+                starts: in_q8,
+                tokens: Count::exact(self.num_ctx * self.slots),
                 cost: format!(
                     "{} a token instead of {}; needs flash attention",
                     format_bytes(q8),
@@ -216,6 +214,11 @@ fn kv_bytes(shape: &Shape, kv: KvType, num_ctx: u64, slots: u64) -> u64 {
         .sliding
         .map_or(0, |sliding| sliding.num_layers * num_ctx.min(sliding.window_tokens + BATCH));
     slots.saturating_mul(full + sliding).saturating_mul(shape.kv_bytes_per_token_and_layer(kv))
+}
+
+fn kv_amount(shape: &Shape, kv: KvType, num_ctx: u64, slots: u64) -> Amount {
+    let basis = format!("{slots} x {num_ctx} tokens of {kv}");
+    Amount::exact(kv_bytes(shape, kv, num_ctx, slots), Source::Computed, basis)
 }
 
 fn compute_graph() -> Amount {
@@ -285,9 +288,44 @@ mod tests {
         let large = answer("L4", &settings, CURRENT).unwrap();
         assert!(large.notes.iter().any(|note| note.contains("runs on the CPU")));
         let fits = large.ways_out[0].tokens;
-        assert!(fits.low > 4_096 && fits.high < 131_072, "{fits:?}");
-        let again = Settings { max_model_len: MaxModelLen::Tokens(fits.low), ..settings };
+        assert!(fits.low > 4 * 4_096 && fits.high < 4 * 131_072, "{fits:?}");
+        let again = Settings { max_model_len: MaxModelLen::Tokens(fits.low / 4), ..settings };
         assert!(!answer("L4", &again, CURRENT).unwrap().notes.iter().any(|n| n.contains("CPU")));
+    }
+
+    #[test]
+    fn every_way_out_keeps_all_of_it_on_the_gpu_alone() {
+        let mut found = [0, 0];
+        for gpu in ["L4", "A100-40GB-SXM", "H100-SXM", "RTX-4090"] {
+            for (slots, length) in
+                [(1, 131_072), (2, 131_072), (3, 131_072), (4, 40_000), (64, 4_096)]
+            {
+                let settings = Settings {
+                    max_model_len: MaxModelLen::Tokens(length),
+                    num_parallel: Some(slots),
+                    ..Settings::default()
+                };
+                for way in answer(gpu, &settings, CURRENT).unwrap().ways_out {
+                    let mut settings = settings.clone();
+                    match way.change.split_once('=').unwrap() {
+                        ("OLLAMA_CONTEXT_LENGTH", length) => {
+                            settings.max_model_len = MaxModelLen::Tokens(length.parse().unwrap());
+                            found[0] += 1;
+                        }
+                        (_, kv) => {
+                            settings.kv_type = Some(kv.parse().unwrap());
+                            found[1] += 1;
+                        }
+                    }
+                    let then = answer(gpu, &settings, CURRENT).unwrap();
+                    let leaves = then.notes.iter().any(|note| note.contains("runs on the CPU"));
+                    assert_eq!(leaves, way.starts != Verdict::Yes, "{way:?}: {then:?}");
+                    assert!(way.starts.is_expected(), "{way:?}");
+                    assert_eq!(then.tokens, way.tokens, "{way:?}");
+                }
+            }
+        }
+        assert!(found[0] > 5 && found[1] > 2, "{found:?}");
     }
 
     #[test]

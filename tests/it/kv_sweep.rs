@@ -104,6 +104,32 @@ fn small_pool_preempts_a_large_one_does_not_and_one_too_small_is_absent() {
     every_report_shows_it(&bench.out());
 }
 
+/// Weights of a file: its mapped pages count as the process's memory too.
+#[test]
+fn what_was_unloaded_is_not_in_the_memory_of_the_next_point() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let mut command = yardstick();
+    command.args(["run", "--model", "smollm2-135m-instruct", "--no-calibration", "--seed", "3"]);
+    command.args(["--experiment", "concurrent-warm", "--concurrency", "2", "--requests", "2"]);
+    command.args(["--prompt-tokens", "40", "--max-tokens", "4", "--warm-up", "1"]);
+    command.args(["--engine", "embedded", "--sweep-kv", "kv_blocks=32,48,64", "--json", "--out"]);
+    let output = command.arg(&out).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let data = RunData::read(&out).unwrap();
+    let loads = data.journal.iter().filter_map(|entry| match entry.event {
+        JournalEvent::Memory { weight_bytes, rss_before_bytes, .. } => {
+            rss_before_bytes.map(|before| (before, weight_bytes))
+        }
+        _ => None,
+    });
+    let loads: Vec<(u64, u64)> = loads.collect();
+    assert_eq!(loads.len(), 3);
+    let (first, weights) = loads[0];
+    // What threads and readers of the run took meanwhile is no quarter of a model.
+    assert!(loads.iter().all(|(before, _)| *before < first + weights / 4), "{loads:?}");
+}
+
 /// What was loaded is dropped before another is loaded.
 fn one_at_a_time(data: &RunData) {
     let mut resident = None;

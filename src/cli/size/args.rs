@@ -149,14 +149,9 @@ struct KnownArgs {
 impl SettingsArgs {
     /// Puts the limits of the embedded engine into `config`.
     pub(super) fn limit(&self, config: &mut EngineConfig) -> Result<(), String> {
-        if let Some(share) = self.gpu_memory_utilization
-            && !(share > 0.0 && share <= 1.0)
-        {
-            return Err(format!(
-                "gpu_memory_utilization {share}: expected a share above 0 and up to 1"
-            ));
-        }
-        embedded::limit(&self.unchecked(None), config)
+        let settings = self.unchecked(None);
+        settings.check()?;
+        embedded::limit(&settings, config)
     }
 
     /// The pool in bytes, where it was given.

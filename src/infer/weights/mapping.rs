@@ -40,6 +40,19 @@ impl MappedFile {
         &self.map
     }
 
+    /// Lets go of the pages that were read: they count as this process's memory no longer
+    /// and stay in the page cache.
+    pub(crate) fn release(&self) {
+        // SAFETY: a page of a read-only mapping of a file was never written here. When it is
+        // next touched it is mapped again with the file's bytes, those that it had.
+        #[cfg(unix)]
+        let advised = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        #[cfg(unix)]
+        if let Err(error) = advised {
+            tracing::debug!("{} stays in memory: {error}", self.path.display());
+        }
+    }
+
     /// Where it lies.
     pub(crate) fn path(&self) -> &Path {
         &self.path

@@ -95,6 +95,10 @@ pub trait WeightSource: Send {
 
     /// Bytes of all tensors as stored.
     fn stored_bytes(&self) -> u64;
+
+    /// Lets go of the memory in which stored bytes lie since they were read. What is
+    /// loaded next is read again.
+    fn release(&self) {}
 }
 
 /// A model whose config and tokenizer are read and whose weights can be.

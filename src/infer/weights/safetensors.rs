@@ -161,6 +161,10 @@ impl WeightSource for SafetensorsFolder {
     fn stored_bytes(&self) -> u64 {
         self.stored().map(|stored| stored.range.len() as u64).sum()
     }
+
+    fn release(&self) {
+        self.files.iter().for_each(MappedFile::release);
+    }
 }
 
 /// See [`super::check_safetensors`].

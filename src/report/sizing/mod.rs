@@ -1,5 +1,6 @@
-//! The answer of `yardstick size` on a terminal: an engine a section, its memory as
-//! a bar, what it comes to, and what to do. Pure; makes sense without colour.
+//! The answer of `yardstick size` on a terminal, all of it on one screen: an engine a
+//! section, its memory as a bar, what it comes to, and what to do. Pure; makes sense
+//! without colour.
 
 mod bar;
 pub mod explained;
@@ -52,7 +53,13 @@ impl Page {
             .nvml_bytes
             .map_or_else(String::new, |bytes| format!(", {} by NVML", format_bytes(bytes)));
         let title = format!("{} on {}", printable(&model.name), printable(&gpu.name));
-        writeln!(out, "{}", self.strong(&title))?;
+        let memory = format!(": {} GiB for CUDA{nvml}", gib_range(&gpu.cuda_total));
+        if title.chars().count() + memory.chars().count() <= self.width {
+            writeln!(out, "{}{memory}", self.strong(&title))?;
+        } else {
+            writeln!(out, "{}", self.strong(&title))?;
+            self.paragraph("", memory.trim_start_matches([':', ' ']), out)?;
+        }
         let billions = model.num_parameters as f64 / 1e9;
         let window = model.sliding.map_or_else(String::new, |sliding| {
             format!(", {} of them with a window of {}", sliding.num_layers, sliding.window_tokens)
@@ -60,21 +67,17 @@ impl Page {
         self.paragraph(
             "",
             &format!(
-                "{} billion parameters, {} layers{window}, {} KV heads of {}; {} tokens at most",
+                "{} billion parameters, {} layers{window}, {} KV heads of {}; {} tokens at most; \
+                 {} of KV a token",
                 format_significant(billions),
                 model.num_layers,
                 model.num_kv_heads,
                 model.head_dim,
                 model.max_position_embeddings,
+                format_bytes(model.kv_bytes_per_token(KvType::Bf16)),
             ),
             out,
-        )?;
-        let text = format!(
-            "{} GiB for CUDA{nvml}; {} of KV a token",
-            gib_range(&gpu.cuda_total),
-            format_bytes(model.kv_bytes_per_token(KvType::Bf16))
-        );
-        self.paragraph("", &text, out)
+        )
     }
 
     fn engine(&self, engine: &EngineAnswer, out: &mut impl Write) -> fmt::Result {
@@ -88,38 +91,41 @@ impl Page {
         let rule = "─".repeat(self.width.saturating_sub(used));
         writeln!(out, "{}", self.strong(&format!("{} {rule} {verdict}", engine.title)))?;
         writeln!(out, "{}", bar(engine, self.width))?;
-        self.items(&engine.parts.iter().map(legend).collect::<Vec<_>>(), out)?;
-        self.paragraph("", &pool(engine), out)?;
+        self.items(engine.parts.iter().map(legend), out)?;
+        let notes = engine.notes.iter().map(|note| format!("· {}", printable(note)));
+        self.items([pool(engine)].into_iter().chain(notes), out)?;
         if let Some(error) = &engine.error {
-            self.paragraph("  says ", error, out)?;
-        }
-        if !engine.ways_out.is_empty() {
-            writeln!(out, "  {:<30} {:<8} {:>7}", "ways out", "starts?", "tokens")?;
+            self.paragraph("  ", &format!("says {error}"), out)?;
         }
         for way in &engine.ways_out {
             self.paragraph(&way_out(way), &way.cost, out)?;
         }
-        for note in &engine.notes {
-            self.paragraph("· ", note, out)?;
-        }
         Ok(())
     }
 
-    /// Items side by side, none of them broken.
-    fn items(&self, items: &[String], out: &mut impl Write) -> fmt::Result {
+    /// Items side by side, none of them broken unless it is longer than a line.
+    fn items(&self, items: impl Iterator<Item = String>, out: &mut impl Write) -> fmt::Result {
         let mut line = String::new();
         for item in items {
             let needed = line.chars().count() + 2 + item.chars().count();
             if !line.is_empty() && needed > self.width {
-                writeln!(out, "{line}")?;
+                self.line(&line, out)?;
                 line.clear();
             }
             if !line.is_empty() {
                 line.push_str("  ");
             }
-            line.push_str(item);
+            line.push_str(&item);
         }
-        writeln!(out, "{line}")
+        self.line(&line, out)
+    }
+
+    /// A line as it is, wrapped only where it must be.
+    fn line(&self, line: &str, out: &mut impl Write) -> fmt::Result {
+        if line.chars().count() <= self.width {
+            return writeln!(out, "{line}");
+        }
+        self.paragraph("", line, out)
     }
 
     /// Wrapped text with a hanging indent as wide as its lead.
@@ -146,15 +152,18 @@ fn legend(part: &Part) -> String {
     format!("{} {} {}{beside}", bar::glyph(part.name), part.name, gib_range(&part.amount))
 }
 
-/// What the pool comes to. Bounds of what follows from the tokens are in the JSON.
+/// What the pool comes to. Bounds of what goes with the tokens are in the JSON.
 fn pool(engine: &EngineAnswer) -> String {
     let mut text = String::new();
     if let (Some(blocks), Some(block_size)) = (engine.blocks, engine.block_size) {
-        text.push_str(&format!("{} blocks of {block_size}, ", count_range(blocks)));
+        text.push_str(&format!("{} blocks of {block_size}, ", blocks.expected));
     }
     text.push_str(&format!("{} tokens", count_range(engine.tokens)));
-    if engine.longest_request.expected != engine.tokens.expected {
-        text.push_str(&format!("; longest request {}", engine.longest_request.expected));
+    let longest = engine.longest_request.expected;
+    if longest == engine.tokens.expected {
+        text.push_str(" = longest request");
+    } else {
+        text.push_str(&format!("; longest request {longest}"));
     }
     let at_once = engine.concurrency.iter().map(|concurrency| {
         format!("{:.2}x at {}", concurrency.expected, concurrency.request_tokens)
@@ -162,15 +171,10 @@ fn pool(engine: &EngineAnswer) -> String {
     format!("{text}; {}", at_once.collect::<Vec<_>>().join(", "))
 }
 
-/// `→ change   starts   tokens  `, in columns, before what it costs.
+/// `→ change  starts  tokens  `, in columns, before what it costs.
 fn way_out(way: &WayOut) -> String {
-    let starts = match way.starts {
-        Verdict::Yes => "starts",
-        Verdict::Likely => "likely",
-        Verdict::Unlikely => "unlikely",
-        Verdict::No => "no",
-    };
-    format!("→ {:<30} {starts:<8} {:>7}  ", way.change, way.tokens.expected)
+    let starts = if way.starts == Verdict::Yes { "starts" } else { "likely" };
+    format!("→ {:<29} {starts:<6} {:>7} tokens  ", way.change, way.tokens.expected)
 }
 
 /// GiB with their bounds, where these are not one number.
@@ -186,5 +190,66 @@ fn count_range(count: Count) -> String {
         count.expected.to_string()
     } else {
         format!("{} ({}–{})", count.expected, count.low, count.high)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::find_card;
+    use crate::hardware::find_gpu_card_named;
+    use crate::infer::weights::StoredDtype;
+    use crate::sizing::embedded::{self, EmbeddedModel, Target};
+    use crate::sizing::{GpuMemory, Question, Settings, Shape, ollama, vllm};
+
+    /// The question that the study's first deployment would have asked.
+    fn study() -> Answer {
+        let card = find_card("llama-3.2-3b-instruct").unwrap();
+        let model = Shape::of_config(&card.name, &card.config);
+        let gpu = GpuMemory::of_card(find_gpu_card_named("L4").unwrap()).unwrap();
+        let settings = Settings::default();
+        let question = Question { shape: &model, gpu: &gpu, settings: &settings };
+        let stored = StoredDtype::Bf16;
+        let opened = EmbeddedModel { config: card.config.clone(), stored, stored_bytes: None };
+        let engines = vec![
+            vllm::size(&question, vllm::STUDY).unwrap(),
+            vllm::size(&question, vllm::CURRENT).unwrap(),
+            ollama::size(&question, ollama::CURRENT).unwrap(),
+            embedded::size(&opened, &settings, Target::Cpu).unwrap(),
+        ];
+        let not_sized = Vec::new();
+        Answer { schema_version: 1, model, gpu, lengths: None, engines, not_sized }
+    }
+
+    fn page(answer: &Answer, width: usize) -> String {
+        let mut page = String::new();
+        render(answer, false, width, &mut page).unwrap();
+        page
+    }
+
+    #[test]
+    fn the_study_s_whole_story_is_one_screen() {
+        let answer = study();
+        let wide = page(&answer, 100);
+        assert!(wide.lines().count() <= 45, "{} lines:\n{wide}", wide.lines().count());
+        for engine in &answer.engines {
+            let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            for said in engine.error.iter().chain(engine.ways_out.iter().map(|way| &way.change)) {
+                assert!(words(&wide).contains(&words(said)), "{said} is not in:\n{wide}");
+            }
+            let tokens = format!("{} tokens", count_range(engine.tokens));
+            for said in [&engine.title, &bar(engine, 100), &tokens] {
+                assert!(wide.contains(said), "{said} is not in:\n{wide}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_screen() {
+        for width in [60, 80, 100, 120] {
+            let page = page(&study(), width);
+            let longest = page.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(longest <= width.max(80), "{longest} of {width}:\n{page}");
+        }
     }
 }

@@ -114,23 +114,23 @@ fn too_long(
         all.push(advice(format!("--max-model-len {fits}"), "what the KV cache holds as it is"));
     }
     all.extend(larger_share(pools, consistency));
-    if pools.iter().all(|pool| pool.kv_type != crate::sizing::KvType::Fp8) {
-        let enough = if in_fp8 >= max_model_len { "starts" } else { "does not do" };
+    let is_fp8 = pools.iter().any(|pool| pool.kv_type == crate::sizing::KvType::Fp8);
+    if !is_fp8 && in_fp8 >= max_model_len {
         all.push(advice(
             "--kv-cache-dtype fp8",
-            format!("about {in_fp8} tokens: {enough}; K and V lose precision"),
+            format!("about {in_fp8} tokens: starts; K and V lose precision"),
         ));
     }
     let model = consistency.first().map_or("...", |found| found.model.as_str());
     all.push(advice(
-        "weights in 4 bits, fewer --max-num-seqs, or a larger GPU",
+        "weights in 4 bits, or a larger GPU",
         format!("`yardstick size --model {model} --gpu ...` gives the numbers"),
     ));
     all
 }
 
 /// The share that each GPU in question would need, in hundredths; of those at the
-/// utilization that is likeliest, which come first.
+/// utilization that is likeliest, which come first. Nothing where none has it free.
 fn larger_share(pools: &[PoolRead], consistency: &[Consistency]) -> Option<Advice> {
     let likeliest = consistency.iter().find_map(|found| found.combinations.first())?.utilization;
     let mut shares = Vec::new();
@@ -144,11 +144,13 @@ fn larger_share(pools: &[PoolRead], consistency: &[Consistency]) -> Option<Advic
             shares.push((one.gpu.as_str(), share));
         }
     }
-    let most = shares.iter().map(|(_, share)| *share).fold(0.0, f64::max);
+    let free = |share: f64| share <= 0.98;
+    let most = shares.iter().map(|(_, share)| *share).filter(|share| free(*share));
+    let most = most.max_by(f64::total_cmp)?;
     let each: Vec<String> = shares
         .iter()
         .map(|(gpu, share)| {
-            let free = if *share <= 0.98 { "" } else { ", which is not free" };
+            let free = if free(*share) { "" } else { ", which is not free" };
             format!("{share:.2} on {gpu}{free}")
         })
         .collect();

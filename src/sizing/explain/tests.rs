@@ -53,6 +53,15 @@ fn the_ways_out_of_the_study_s_error_have_numbers_and_an_order() {
     assert!(reading.advice[2].why.contains("234656 tokens: starts"));
 }
 
+#[test]
+fn what_is_not_enough_by_itself_is_no_advice() {
+    let text = "The model's max seq len (131072) is larger than the maximum number of tokens that \
+                can be stored in KV cache (30000)";
+    let reading = read(text).unwrap();
+    let changes: Vec<&str> = reading.advice.iter().map(|one| one.change.as_str()).collect();
+    assert_eq!(changes, ["--max-model-len 30000", "weights in 4 bits, or a larger GPU"]);
+}
+
 /// Section by section as vLLM spelled it over two years.
 #[test]
 fn every_spelling_of_the_v1_error_is_read() {

@@ -34,8 +34,9 @@ pub fn size(question: &Question<'_>, version: Version) -> Result<EngineAnswer, S
     let rules = Rules::of(version);
     let pool = Pool::new(question, rules)?;
     let mut answer = pool.answer(question);
-    if answer.starts != Verdict::Yes {
-        answer.ways_out = ways_out::all(question, &pool);
+    answer.ways_out = ways_out::all(question, &pool, answer.starts);
+    if answer.ways_out.is_empty() && !answer.starts.is_expected() {
+        answer.notes.push("no change alone makes it start".to_owned());
     }
     Ok(answer)
 }
@@ -49,6 +50,8 @@ struct Pool {
     batch: activation::ProfiledBatch,
     /// Asked for; for `auto` what fits.
     max_model_len: u64,
+    /// Tokens without which it does not start: for `auto` a single one.
+    least_len: u64,
     total: Amount,
     budget: Amount,
     /// What the budget pays for beside K and V, in the order of the page.
@@ -97,9 +100,9 @@ impl Pool {
         };
         let pages = Pages::new(shape, kv_type, block_size, batch.tokens, rules.v1);
         let blocks = kv.count(pages.block_bytes);
-        let max_model_len = match settings.max_model_len {
-            MaxModelLen::Auto => pages.longest(blocks.expected, asked),
-            MaxModelLen::Unset | MaxModelLen::Tokens(_) => asked,
+        let (max_model_len, least_len) = match settings.max_model_len {
+            MaxModelLen::Auto => (pages.longest(blocks.expected, asked), 1),
+            MaxModelLen::Unset | MaxModelLen::Tokens(_) => (asked, asked),
         };
         Ok(Self {
             rules,
@@ -108,6 +111,7 @@ impl Pool {
             pages,
             batch,
             max_model_len,
+            least_len,
             total,
             budget,
             parts,
@@ -116,9 +120,9 @@ impl Pool {
         })
     }
 
-    /// Blocks that one sequence of the asked length needs.
+    /// Blocks without which it does not start.
     fn needed(&self) -> u64 {
-        self.pages.of_request(self.max_model_len)
+        self.pages.of_request(self.least_len).max(1)
     }
 
     fn tokens(&self) -> Count {
@@ -130,23 +134,37 @@ impl Pool {
         self.total.minus(&activation::context())
     }
 
+    /// Whether the share is free when vLLM looks, which V0 does not do.
+    fn is_free(&self) -> Verdict {
+        if !self.rules.v1 {
+            return Verdict::Yes;
+        }
+        // Of the same total, whose bounds must not be counted twice.
+        let rest = self.total.share(1.0 - self.utilization);
+        Verdict::of_rest(&rest.minus(&activation::context()))
+    }
+
     /// Whether it starts, and if not for sure, what it says.
     fn verdict(&self, weights: &Amount) -> (Verdict, Option<String>) {
         if weights.low_bytes > self.total.high_bytes {
             return (Verdict::No, Some(words::out_of_memory(self.total.expected_bytes)));
         }
-        let free = self.free();
-        if self.rules.v1 && free.high_bytes < self.budget.low_bytes {
-            let said = words::not_free(
-                free.expected_bytes,
-                self.total.expected_bytes,
-                self.utilization,
-                self.budget.expected_bytes,
-            );
-            return (Verdict::No, Some(said));
-        }
-        let starts = Verdict::at_least(self.blocks, self.needed().max(1));
-        (starts, (starts != Verdict::Yes).then(|| self.refusal(starts)))
+        let (free, holds) = (self.is_free(), Verdict::at_least(self.blocks, self.needed()));
+        let starts = free.max(holds);
+        // It looks at its share before it sizes the pool.
+        let said = || if free == starts { self.not_free(free) } else { self.refusal(holds) };
+        (starts, (starts != Verdict::Yes).then(said))
+    }
+
+    /// Its words where the share is not free, in the case that [`Pool::refusal`] takes.
+    fn not_free(&self, free: Verdict) -> String {
+        let Amount { low_bytes, expected_bytes, .. } = self.free();
+        words::not_free(
+            if free.is_expected() { low_bytes } else { expected_bytes },
+            self.total.expected_bytes,
+            self.utilization,
+            self.budget.expected_bytes,
+        )
     }
 
     /// Its words: as expected, or where it is expected to start, in the worst case.

@@ -55,6 +55,12 @@ impl Rules {
         }
     }
 
+    /// Tokens of a step of V0 where prompts are split into chunks.
+    #[must_use]
+    pub fn v0_chunk_tokens(&self) -> u64 {
+        if self.version >= CHUNKS_OF_2048_FROM { 2048 } else { 512 }
+    }
+
     /// The batch that the profiling run takes: `max_num_batched_tokens` tokens and
     /// `max_num_seqs` rows, whose defaults depend on the length in V0 and on the
     /// GPU in V1.
@@ -72,8 +78,7 @@ impl Rules {
             (true, true) => 8192,
             (true, false) => 2048,
             (false, _) if max_model_len <= V0_CHUNKED_ABOVE => max_model_len.max(2048),
-            (false, _) if self.version >= CHUNKS_OF_2048_FROM => 2048,
-            (false, _) => 512,
+            (false, _) => self.v0_chunk_tokens(),
         };
         ProfiledBatch {
             tokens: settings.max_num_batched_tokens.unwrap_or(tokens),

@@ -147,7 +147,7 @@ fn what_cannot_be_is_named_with_what_can() {
         ),
         (
             &[&L4[..], &["--rate", "1", "--gpu-memory-utilization", "1.5"]].concat(),
-            &["gpu_memory_utilization 1.5", "up to 1"],
+            &["gpu_memory_utilization is 1.5", "up to 1"],
         ),
         (&["--steps-from", "/no/such/run", "--rate", "1"], &["/no/such/run", "no run directory"]),
         (

@@ -129,6 +129,10 @@ impl WeightSource for GgufFile {
     fn stored_bytes(&self) -> u64 {
         self.stored().map(|info| info.num_bytes as u64).sum()
     }
+
+    fn release(&self) {
+        self.file.release();
+    }
 }
 
 /// Why a tensor cannot be used, and what to do about it where something can be.
