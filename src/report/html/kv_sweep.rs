@@ -31,9 +31,10 @@ pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
     out.write_str(
         "<section id=\"kv-sweep\" aria-labelledby=\"kv-sweep-h\">\n\
          <h2 id=\"kv-sweep-h\">KV pool</h2>\n<p class=\"lead\">The same load on the same engine \
-         with other KV settings, loaded one after the other. Predicted is what arithmetic over \
-         blocks expects of a pool, from what the largest one did. Waste is slots of held blocks \
-         that hold no token.</p>\n<div class=\"charts\">\n",
+         with other KV settings, loaded one after the other. Predicted is what a simulated \
+         scheduler does with the same requests on a pool, in steps that take as long as those of \
+         the largest one. Waste is slots of held blocks that hold no token.</p>\n\
+         <div class=\"charts\">\n",
     )?;
     for (i, sweep) in sweeps.iter().enumerate() {
         if let Some(drawing) = throughput(sweep, &format!("kv-pool-{i}")) {
@@ -41,8 +42,9 @@ pub(super) fn section(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
                 out,
                 &format!("Throughput over the pool, {}", title(sweep)),
                 &drawing,
-                "Output tokens a second. The solid line was measured, the dashed one predicted; \
-                 the upright line is the smallest pool that keeps 95 % of the best.",
+                "Output tokens a second. The solid line was measured, the dashed one predicted \
+                 from the largest pool, where both are equal; the upright line is the smallest \
+                 pool that keeps 95 % of the best.",
             )?;
         }
         if let Some(drawing) = use_over_time(page, sweep, &format!("kv-use-{i}")) {
@@ -177,6 +179,10 @@ fn label(sweep: &KvSweep, point: &Point) -> String {
         None => {}
         Some(1) => label += ", 1 preemption",
         Some(many) => label += &format!(", {many} preemptions"),
+    }
+    if let Some(predicted) = point.predicted_preemptions.filter(|_| point.num_preemptions.is_some())
+    {
+        label += &format!(" ({predicted} predicted)");
     }
     label
 }
