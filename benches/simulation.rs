@@ -49,7 +49,11 @@ fn limits(num_blocks: usize, max_num_seqs: usize, enable_prefix_caching: bool) -
 
 fn content(prompt: (u32, u32), output: (u32, u32)) -> Content {
     let uniform = |(least, most)| Lengths::Uniform { least, most };
-    Content { prompt_tokens: uniform(prompt), output_tokens: uniform(output), prefix_tokens: 0 }
+    Content::Drawn {
+        prompt_tokens: uniform(prompt),
+        output_tokens: uniform(output),
+        prefix_tokens: 0,
+    }
 }
 
 /// A 3B model on an H100, near what it can do.
@@ -146,7 +150,7 @@ fn accuracy(_: &mut Criterion) {
 /// Drives the engine with the users of `setup`, on its own clock.
 fn drive(setup: &Setup, model: &ModelConfig, core: &mut EngineCore) -> Real {
     let clock = Clock::real();
-    let mut users = Users::new(&setup.load, setup.content, setup.extent, setup.seed);
+    let mut users = Users::new(&setup.load, &setup.content, setup.extent, setup.seed);
     let mut who = BTreeMap::new();
     let mut real =
         Real { steps: Vec::new(), seconds: 0.0, num_output_tokens: 0, mean_e2el_ms: 0.0 };
@@ -155,13 +159,13 @@ fn drive(setup: &Setup, model: &ModelConfig, core: &mut EngineCore) -> Real {
         let now = clock.now();
         while let Some(asked) = users.ask(now) {
             number += 1;
-            let prompt = (0..asked.prompt_tokens).map(|i| {
+            let prompt = (0..asked.request.prompt.tokens).map(|i| {
                 // Distinct from the first block on.
                 (i * 31 + number * 7 + 100) % u32::try_from(model.vocab_size).unwrap()
             });
             let request = InferRequest {
                 ignore_eos: true,
-                ..InferRequest::new(prompt.collect(), asked.output_tokens as usize)
+                ..InferRequest::new(prompt.collect(), asked.request.output_tokens as usize)
             };
             who.insert(core.add_request(request).unwrap(), (asked.user, asked.at));
         }

@@ -166,7 +166,7 @@ fn resource_values(used: &CaseResources) -> [(&'static str, &'static str, Option
 
 /// What a point of a sweep over KV settings adds to its case.
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn point_values(point: &Point) -> [(&'static str, &'static str, Option<f64>); 13] {
+fn point_values(point: &Point) -> [(&'static str, &'static str, Option<f64>); 15] {
     let whole = |count: Option<u64>| count.map(|count| count as f64);
     [
         ("num_blocks", "1", whole(point.num_blocks)),
@@ -180,8 +180,10 @@ fn point_values(point: &Point) -> [(&'static str, &'static str, Option<f64>); 13
         ("prefix_hit_share", "1", point.prefix_hit_share),
         ("mean_running", "1", point.mean_running),
         ("fits", "1", whole(point.fits)),
-        ("predicted_running", "1", point.predicted_running),
         ("predicted_tokens_per_s", "1/s", point.predicted_tokens_per_s),
+        ("predicted_ttft_ms_p50", "ms", point.predicted_ttft_ms_p50),
+        ("predicted_running", "1", point.predicted_running),
+        ("predicted_preemptions", "1", whole(point.predicted_preemptions)),
     ]
 }
 

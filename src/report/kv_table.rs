@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::stats::kv_sweep::{KvSweep, Point, SUFFICIENT};
+use crate::simulation::step_time::StepTimeSource;
+use crate::stats::kv_sweep::{Basis, KvSweep, Point, SUFFICIENT};
 use crate::units::{format_bytes, format_significant};
 
 use super::numbers::{Scale, write_latency};
@@ -17,24 +18,27 @@ pub fn tables(sweeps: &[KvSweep]) -> Vec<Table> {
 
 fn table(sweep: &KvSweep) -> Table {
     let measured = || sweep.points.iter().filter(|point| point.absent.is_none());
-    let ttft = Scale::of(measured().filter_map(|point| point.ttft_ms_p50));
+    let ttft = |point: &Point| [point.ttft_ms_p50, point.predicted_ttft_ms_p50];
+    let ttft = Scale::of(measured().flat_map(ttft).flatten());
     let mut table = Table {
         caption: format!("{}: {}", title(sweep), line(sweep)),
         columns: vec![
             Column::words("point"),
             Column::numbers("pool", "blocks", 0),
-            Column::numbers("pool", "tokens", 6),
+            Column::numbers("pool", "tokens", 7),
             Column::numbers("output", "tok/s", 0),
             Column::numbers("predicted", "tok/s", 0),
             Column::numbers("TTFT", &format!("p50 {}", ttft.unit), 0),
+            Column::numbers("predicted", &format!("TTFT {}", ttft.unit), 4),
             Column::numbers("running", "mean", 3),
-            Column::numbers("fit", "", 4),
+            Column::numbers("fit", "", 5),
             Column::numbers("preempted", "", 0),
+            Column::numbers("predicted", "preempted", 0),
             Column::numbers("KV used", "peak %", 1),
             Column::numbers("KV used", "mean %", 2),
             Column::numbers("waste", "%", 0),
-            Column::numbers("prefix hits", "%", 5),
-            Column::numbers("memory", "as told", 7),
+            Column::numbers("prefix hits", "%", 6),
+            Column::numbers("memory", "as told", 8),
         ],
         rows: sweep.points.iter().map(|point| row(sweep, point, ttft)).collect(),
         notes: notes(sweep),
@@ -60,9 +64,11 @@ fn row(sweep: &KvSweep, point: &Point, ttft: Scale) -> Vec<Cell> {
         number("output_tokens_per_s", point.output_tokens_per_s),
         number("predicted_tokens_per_s", point.predicted_tokens_per_s),
         cell("ttft_ms_p50", point.ttft_ms_p50.map(|ms| ttft.write(ms))),
+        cell("predicted_ttft_ms_p50", point.predicted_ttft_ms_p50.map(|ms| ttft.write(ms))),
         number("mean_running", point.mean_running),
         whole("predicted_tokens_per_s", point.fits),
         whole("num_preemptions", point.num_preemptions),
+        whole("predicted_preemptions", point.predicted_preemptions),
         percent("peak_kv_use", point.peak_kv_use),
         percent("mean_kv_use", point.mean_kv_use),
         percent("waste_share", point.waste_share),
@@ -138,30 +144,35 @@ fn notes(sweep: &KvSweep) -> Vec<String> {
         }
     }
     if let Some(basis) = &sweep.basis {
-        let from = named(sweep, &basis.point);
-        let steps = match (
-            basis.step_base_ms,
-            basis.step_per_sequence_ms,
-            basis.step_per_prompt_token_ms,
-        ) {
-            (Some(base), Some(sequence), Some(prompt)) => format!(
-                "its {} steps, which take {} + {} a sequence + {} a prompt token",
-                basis.num_steps,
-                write_latency(base),
-                write_latency(sequence),
-                write_latency(prompt)
-            ),
-            _ => "steps that all take the same time, since none was seen".to_owned(),
-        };
-        notes.push(format!(
-            "predicted from {from}: its lengths, its throughput, {steps}; {} sequences at once, or \
-             as many as fit at full length, and no preemption",
-            format_significant(basis.demand)
-        ));
+        notes.push(told_basis(sweep, basis));
     } else if let Some(why) =
         sweep.points.iter().find_map(|p| p.reasons.get("predicted_tokens_per_s"))
     {
         notes.push(format!("nothing is predicted: {why}"));
     }
     notes
+}
+
+fn told_basis(sweep: &KvSweep, basis: &Basis) -> String {
+    let steps = match &basis.step_times {
+        StepTimeSource::Fitted { num_steps, mean_error, .. } => format!(
+            "step times fitted to its {num_steps} steps ({} % off on average),",
+            format_significant(mean_error * 100.0)
+        ),
+        StepTimeSource::Roofline { gpu, .. } => format!("step times of a roofline of {gpu},"),
+        StepTimeSource::Equal { step_ms, reason } => {
+            format!("steps that all take {}: {reason};", write_latency(*step_ms))
+        }
+    };
+    let mut told = format!(
+        "predicted by a simulation of the {} requests of {} on each pool, with {steps} times \
+         stretched by {}, so that its throughput is the measured one",
+        basis.num_requests,
+        named(sweep, &basis.point),
+        format_significant(basis.simulated_over_measured)
+    );
+    if !basis.assumed.is_empty() {
+        told += &format!("; assumed, since the engine does not tell: {}", words(&basis.assumed));
+    }
+    told
 }

@@ -86,6 +86,9 @@ fn told_steps(source: &StepTimeSource) -> String {
             format_significant(coefficients.decode_us),
             format_significant(coefficients.decode_kv_token_us),
         ),
+        StepTimeSource::Equal { step_ms, reason } => {
+            format!("{} ms each, whatever they compute: {reason}", format_significant(*step_ms))
+        }
     }
 }
 

@@ -141,7 +141,7 @@ mod tests {
             },
             step_time: StepTime::Fitted(Coefficients { step_us: 1e4, ..Coefficients::default() }),
             load: Load::Open(Arrivals { process: Process::Poisson, rate, ramp: None }),
-            content: Content {
+            content: Content::Drawn {
                 prompt_tokens: Lengths::Fixed(8),
                 output_tokens: Lengths::Fixed(10),
                 prefix_tokens: 0,

@@ -63,12 +63,6 @@ impl VirtualEngine {
         Ok(id)
     }
 
-    /// The id that the next request gets that is not refused.
-    #[must_use]
-    pub const fn next_id(&self) -> SequenceId {
-        self.next_id
-    }
-
     /// Schedules and books one step; `drawn` is emptied and holds its tokens then.
     ///
     /// # Errors

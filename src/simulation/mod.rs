@@ -26,4 +26,4 @@ pub mod users;
 pub use run::{Outcome, Pulse, Setup, SimulationError, simulate};
 pub use step_time::StepTime;
 pub use summary::Simulated;
-pub use users::{Content, Load, Users};
+pub use users::{Content, Load, Prompt, Request, Users};

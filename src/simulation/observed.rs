@@ -178,7 +178,7 @@ impl Observed {
         }
         while at < end {
             let index = usize::try_from(at / self.point_nanos).unwrap_or(MAX_POINTS - 1);
-            let until = end.min((index as u64 + 1) * self.point_nanos);
+            let until = end.min((index as u64 + 1).saturating_mul(self.point_nanos));
             if self.points.len() <= index {
                 self.points.resize(index + 1, Point::default());
             }

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::engine::VirtualEngine;
 use super::observed::Observed;
 use super::step_time::StepTime;
-use super::users::{Content, Load, Users, prompt_ids};
+use super::users::{Content, Load, Users};
 use crate::clock::Timestamp;
 use crate::infer::InferError;
 use crate::infer::kv::BlockError;
@@ -46,6 +46,10 @@ pub struct Pulse {
     pub num_answered: u64,
     /// Requests in the engine.
     pub num_live: u32,
+    /// Steps.
+    pub num_steps: u64,
+    /// Tokens computed in them.
+    pub num_scheduled_tokens: u64,
 }
 
 /// What came of a simulation.
@@ -92,7 +96,7 @@ pub fn simulate(
 ) -> Result<Outcome, SimulationError> {
     let mut extent = setup.extent;
     extent.requests = Some(extent.requests.unwrap_or(MAX_REQUESTS).min(MAX_REQUESTS));
-    let mut users = Users::new(&setup.load, setup.content, extent, setup.seed);
+    let mut users = Users::new(&setup.load, &setup.content, extent, setup.seed);
     let mut engine = VirtualEngine::new(setup.limits);
     let mut outcome = Outcome::default();
     let mut now = Timestamp::default();
@@ -102,9 +106,8 @@ pub fn simulate(
         while let Some(asked) = users.ask(now) {
             num_asked += 1;
             outcome.observed.asked(asked.at, now);
-            let prefix_tokens = setup.content.prefix_tokens;
-            let ids = prompt_ids(engine.next_id(), asked.prompt_tokens, prefix_tokens);
-            match engine.add(ids, asked.output_tokens as usize) {
+            let request = &asked.request;
+            match engine.add(request.prompt.ids(), request.output_tokens as usize) {
                 Ok(_) => outcome.observed.queued(&asked),
                 Err(error) => {
                     outcome.refuse(&error);
@@ -129,13 +132,10 @@ pub fn simulate(
                 users.answered(user, now);
             }
         }
-        if outcome.observed.num_steps % PULSE == 0 {
-            let num_answered = outcome.observed.answered.len() as u64;
-            let num_live = outcome.observed.num_live();
-            if pulse(Pulse { now, num_answered, num_live }).is_break() {
-                outcome.interrupted = true;
-                break;
-            }
+        if outcome.observed.num_steps % PULSE == 0 && pulse(outcome.observed.pulse(now)).is_break()
+        {
+            outcome.interrupted = true;
+            break;
         }
     }
     outcome.bounded = setup.extent.requests.is_none_or(|most| most > MAX_REQUESTS)
@@ -146,6 +146,18 @@ pub fn simulate(
     outcome.prefix_query_tokens = engine.scheduler().prefix_query_tokens();
     outcome.prefix_hit_tokens = engine.scheduler().prefix_hit_tokens();
     Ok(outcome)
+}
+
+impl Observed {
+    fn pulse(&self, now: Timestamp) -> Pulse {
+        Pulse {
+            now,
+            num_answered: self.answered.len() as u64,
+            num_live: self.num_live(),
+            num_steps: self.num_steps,
+            num_scheduled_tokens: self.num_scheduled_tokens,
+        }
+    }
 }
 
 impl Outcome {
@@ -166,6 +178,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::fit::Coefficients;
+    use super::super::users::{Prompt, Request};
     use super::*;
     use crate::load::arrival::{Arrivals, Process};
     use crate::plan::Lengths;
@@ -192,14 +205,17 @@ mod tests {
             limits,
             step_time: StepTime::Fitted(coefficients),
             load,
-            content: Content {
-                prompt_tokens: Lengths::Uniform { least: 1, most: 40 },
-                output_tokens: Lengths::Uniform { least: 1, most: 20 },
-                prefix_tokens: 6,
-            },
+            content: drawn(
+                Lengths::Uniform { least: 1, most: 40 },
+                Lengths::Uniform { least: 1, most: 20 },
+            ),
             extent: Extent { requests: Some(requests), duration: None },
             seed: 3,
         }
+    }
+
+    fn drawn(prompt_tokens: Lengths, output_tokens: Lengths) -> Content {
+        Content::Drawn { prompt_tokens, output_tokens, prefix_tokens: 6 }
     }
 
     fn open(rate: f64) -> Load {
@@ -222,8 +238,7 @@ mod tests {
     #[test]
     fn latencies_of_one_request_are_those_of_its_steps() {
         let mut one = setup(30, Load::Closed { users: 1, think: Duration::ZERO }, 1);
-        one.content.prompt_tokens = Lengths::Fixed(40);
-        one.content.output_tokens = Lengths::Fixed(3);
+        one.content = drawn(Lengths::Fixed(40), Lengths::Fixed(3));
         let outcome = run(&one);
         let answered = outcome.observed.answered[0];
         // Chunks of 32 and 8 tokens, then two decodes over 41 and 42 tokens.
@@ -241,11 +256,56 @@ mod tests {
     #[test]
     fn what_can_never_fit_is_refused_and_ends_nothing() {
         let mut long = setup(8, Load::Closed { users: 3, think: Duration::ZERO }, 200);
-        long.content.prompt_tokens = Lengths::Uniform { least: 1, most: 70 };
+        long.content =
+            drawn(Lengths::Uniform { least: 1, most: 70 }, Lengths::Uniform { least: 1, most: 20 });
         let outcome = run(&long);
         assert!(outcome.num_too_long > 20, "{}", outcome.num_too_long);
         assert!(outcome.refusal.as_ref().unwrap().contains("tokens"));
         assert_eq!(outcome.observed.answered.len() as u64 + outcome.num_too_long, 200);
+    }
+
+    /// What `setup` asks for, written down.
+    fn written_down(setup: &Setup) -> Content {
+        let mut users = Users::new(
+            &Load::Given(vec![Duration::ZERO; 200].into()),
+            &setup.content,
+            setup.extent,
+            setup.seed,
+        );
+        Content::Given(
+            std::iter::from_fn(|| Some(users.ask(Timestamp::default())?.request)).collect(),
+        )
+    }
+
+    #[test]
+    fn drawn_requests_that_are_given_again_come_to_the_same() {
+        for load in [Load::Closed { users: 9, think: Duration::ZERO }, open(80.0)] {
+            let drawn = setup(40, load, 200);
+            let given = Setup { content: written_down(&drawn), ..drawn.clone() };
+            assert_eq!(format!("{:?}", run(&drawn)), format!("{:?}", run(&given)));
+        }
+    }
+
+    #[test]
+    fn groups_share_their_own_beginning_and_equal_prompts_everything() {
+        let hits = |groups: u32, texts: u32| {
+            let request = |number| Request {
+                prompt: Prompt {
+                    tokens: 32,
+                    prefix_tokens: 16,
+                    group: number % groups,
+                    text: number % texts,
+                },
+                output_tokens: 2,
+            };
+            let mut one = setup(200, Load::Closed { users: 1, think: Duration::ZERO }, 12);
+            one.content = Content::Given((0..12).map(request).collect());
+            run(&one).prefix_hit_tokens
+        };
+        // Each beginning is computed once; of an equal prompt one block is, for its logits.
+        assert_eq!(hits(1, 12), 11 * 16);
+        assert_eq!(hits(3, 12), 9 * 16);
+        assert_eq!(hits(1, 1), 11 * 28);
     }
 
     #[test]

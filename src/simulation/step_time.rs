@@ -55,9 +55,22 @@ pub enum StepTimeSource {
         /// Mean distance of predicted and measured duration, as a share of the mean duration.
         mean_error: f64,
     },
+    /// All the same, whatever they compute.
+    Equal {
+        /// What each takes, in milliseconds.
+        step_ms: f64,
+        /// Why no more is known of them.
+        reason: String,
+    },
 }
 
 impl StepTime {
+    /// Steps of `step_ms` milliseconds, whatever they compute.
+    #[must_use]
+    pub fn equal(step_ms: f64) -> Self {
+        Self::Fitted(Coefficients { step_us: step_ms * 1e3, ..Coefficients::default() })
+    }
+
     /// Nanoseconds that a step of `work` takes, at least one: time goes on.
     #[must_use]
     #[expect(

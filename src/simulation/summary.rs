@@ -7,7 +7,7 @@ use super::capacity::Capacity;
 use super::observed::{Answered, Point};
 use super::run::{Outcome, Setup};
 use super::step_time::StepTimeSource;
-use super::users::Load;
+use super::users::{Content, Load};
 use crate::plan::Slo;
 use crate::plan::slo::SloMetric;
 use crate::stats::distribution::distribution;
@@ -96,7 +96,7 @@ pub struct EngineFacts {
 /// What was asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoadFacts {
-    /// `constant`, `poisson`, `gamma` or `closed`.
+    /// `constant`, `poisson`, `gamma`, `given` or `closed`.
     pub arrival: String,
     /// Requests a second.
     pub rate_per_s: Option<f64>,
@@ -280,7 +280,7 @@ pub(super) fn goodput(
 /// Whether requests in the engine became more and more over the second half of
 /// the arrivals of an open loop, and why that is said.
 pub(super) fn kept_up(setup: &Setup, outcome: &Outcome) -> (Option<bool>, Option<String>) {
-    if !matches!(setup.load, Load::Open(_)) {
+    if matches!(setup.load, Load::Closed { .. }) {
         return (None, Some("users wait for their answers".to_owned()));
     }
     if outcome.num_busy > 0 {
@@ -304,15 +304,21 @@ pub(super) fn kept_up(setup: &Setup, outcome: &Outcome) -> (Option<bool>, Option
 }
 
 fn load_facts(setup: &Setup) -> LoadFacts {
-    let content = &setup.content;
     let (arrival, rate_per_s, burstiness, users, think_s) = match setup.load {
         Load::Open(arrivals) => {
             let (name, burstiness) = arrivals.process.told();
             (name, Some(arrivals.rate), burstiness, None, None)
         }
+        Load::Given(_) => ("given", None, None, None, None),
         Load::Closed { users, think } => {
             ("closed", None, None, Some(users), Some(think.as_secs_f64()))
         }
+    };
+    let (prompt_tokens, output_tokens, prefix_tokens) = match &setup.content {
+        Content::Drawn { prompt_tokens, output_tokens, prefix_tokens } => {
+            (prompt_tokens.to_string(), output_tokens.to_string(), *prefix_tokens)
+        }
+        Content::Given(_) => ("given".to_owned(), "given".to_owned(), 0),
     };
     LoadFacts {
         arrival: arrival.to_owned(),
@@ -320,9 +326,9 @@ fn load_facts(setup: &Setup) -> LoadFacts {
         burstiness,
         users,
         think_s,
-        prompt_tokens: content.prompt_tokens.to_string(),
-        output_tokens: content.output_tokens.to_string(),
-        prefix_tokens: content.prefix_tokens,
+        prompt_tokens,
+        output_tokens,
+        prefix_tokens,
         requests: setup.extent.requests,
         duration_s: setup.extent.duration.map(|duration| duration.as_secs_f64()),
         seed: setup.seed,

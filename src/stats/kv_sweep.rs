@@ -1,9 +1,12 @@
 //! A sweep over KV settings: what each point did under the same load, the
-//! smallest pool that is enough, and what arithmetic expected of each.
+//! smallest pool that is enough, and what a simulation expected of each.
 
 mod facts;
-mod fit;
+mod limits;
+mod load;
 mod pool;
+mod prediction;
+mod room;
 
 use std::collections::BTreeMap;
 
@@ -11,11 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::spec::KvPoint;
 use crate::record::{EngineRecord, RunData};
+use crate::simulation::step_time::StepTimeSource;
 
 use super::case::CaseRequests;
 use super::summary::{AbsentCase, CaseSummary};
 use facts::{Facts, Key, Seen};
-use fit::{Pool, StepCost};
+use prediction::Effort;
 
 /// A pool keeps up that gives this share of the best throughput.
 pub const SUFFICIENT: f64 = 0.95;
@@ -50,19 +54,17 @@ pub struct KvSweep {
 /// What a prediction is made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Basis {
-    /// Engine name of the point whose lengths, steps and throughput are given.
+    /// Engine name of the point whose requests, steps and throughput are given.
     pub point: String,
-    /// Sequences that run at once where every one fits.
-    pub demand: f64,
-    /// Steps from which the parts of a step's time were fitted; 0 where none was seen and all
-    /// are taken to last equally long.
-    pub num_steps: u64,
-    /// Of every step; null where no step was seen.
-    pub step_base_ms: Option<f64>,
-    /// Of each sequence that decodes in it.
-    pub step_per_sequence_ms: Option<f64>,
-    /// Of each prompt token in it.
-    pub step_per_prompt_token_ms: Option<f64>,
+    /// Its requests that are simulated: those of one round.
+    pub num_requests: u64,
+    /// How long a step takes.
+    pub step_times: StepTimeSource,
+    /// Its simulated throughput over the measured one, by which every simulated
+    /// time is stretched.
+    pub simulated_over_measured: f64,
+    /// Settings that its engine does not tell, with what is taken instead.
+    pub assumed: BTreeMap<String, String>,
 }
 
 /// One point: an engine with its settings under the load.
@@ -108,14 +110,19 @@ pub struct Point {
     pub prefix_hit_share: Option<f64>,
     /// Sequences in a step, the mean over time.
     pub mean_running: Option<f64>,
-    /// Predicted: blocks that a sequence holds at its end.
+    /// Blocks that a sequence holds at its end.
     pub blocks_per_sequence: Option<f64>,
-    /// Predicted: sequences that fit at their full length.
+    /// Sequences that fit at their full length.
     pub fits: Option<u64>,
-    /// Predicted: sequences that run at once.
-    pub predicted_running: Option<f64>,
-    /// Predicted from the largest pool.
+    /// Predicted: output tokens over the whole case.
     pub predicted_tokens_per_s: Option<f64>,
+    /// Predicted: median TTFT.
+    pub predicted_ttft_ms_p50: Option<f64>,
+    /// Predicted: sequences in a step, the mean over time.
+    pub predicted_running: Option<f64>,
+    /// Predicted: sequences sent back to the queue, over as many rounds as were
+    /// measured.
+    pub predicted_preemptions: Option<u64>,
     /// Field to why it is null.
     pub reasons: BTreeMap<String, String>,
 }
@@ -148,6 +155,7 @@ pub fn sweeps(
         }
     }
     keys.sort_by_key(|key| grouped.iter().position(|g| g.load_key().0 == key.experiment));
+    let mut effort = Effort::OF_A_RUN;
     let sweep = |key: Key<'_>| {
         let facts = Facts { run, grouped, shown, absent, key: &key };
         let members = engines.iter().filter(|(_, _, point)| {
@@ -155,7 +163,7 @@ pub fn sweeps(
         });
         let seen: Vec<Seen> =
             members.map(|(index, record, point)| facts.point(*index, record, point)).collect();
-        assemble(&facts, seen)
+        assemble(&facts, seen, &mut effort)
     };
     keys.into_iter().map(sweep).collect()
 }
@@ -171,24 +179,19 @@ fn curve(point: &KvPoint, engines: &[(u32, &EngineRecord, &KvPoint)]) -> BTreeMa
     point.settings.iter().filter(other).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-fn assemble(facts: &Facts<'_>, mut seen: Vec<Seen>) -> KvSweep {
+fn assemble(facts: &Facts<'_>, mut seen: Vec<Seen>, effort: &mut Effort) -> KvSweep {
     seen.sort_by_key(|seen| seen.point.kv_tokens.unwrap_or(u64::MAX));
     let measured =
         |seen: &&Seen| seen.point.output_tokens_per_s.is_some() && seen.point.kv_tokens.is_some();
     let largest = seen.iter().filter(measured).map(|seen| seen.point.kv_tokens).max().flatten();
     // Of equally large ones the first.
     let largest = seen.iter().position(|seen| measured(&seen) && seen.point.kv_tokens == largest);
-    let basis = match largest.map(|largest| expect(facts, &mut seen, largest)) {
-        Some(Ok(basis)) => Some(basis),
-        Some(Err(why)) => {
-            leave_unpredicted(&mut seen, &why);
-            None
-        }
-        None => {
-            leave_unpredicted(&mut seen, "no point has both a throughput and a known pool");
-            None
-        }
-    };
+    let basis = largest
+        .ok_or_else(|| "no point has both a throughput and a known pool".to_owned())
+        .and_then(|largest| prediction::predict(facts, &mut seen, largest, effort));
+    if let Err(why) = &basis {
+        seen.iter_mut().for_each(|seen| prediction::leave_out(&mut seen.point, why));
+    }
     let points: Vec<Point> = seen.into_iter().map(|seen| seen.point).collect();
     let sizes = points.iter().filter(|point| point.output_tokens_per_s.is_some());
     let mut sizes: Vec<u64> = sizes.filter_map(|point| point.kv_tokens).collect();
@@ -214,54 +217,7 @@ fn assemble(facts: &Facts<'_>, mut seen: Vec<Seen>) -> KvSweep {
         smallest_sufficient,
         predicted_sufficient,
         reason,
-        basis,
-    }
-}
-
-/// Fills in what arithmetic expects of every point, from the one at `largest`.
-fn expect(facts: &Facts<'_>, seen: &mut [Seen], largest: usize) -> Result<Basis, String> {
-    let from = &seen[largest];
-    let load = facts.load(from)?;
-    let fitted = StepCost::fit(&from.used.steps);
-    let cost = fitted.unwrap_or(StepCost::CONSTANT);
-    let basis = Basis {
-        point: from.point.engine.clone(),
-        demand: load.demand,
-        num_steps: if fitted.is_some() { from.used.steps.len() as u64 } else { 0 },
-        step_base_ms: fitted.map(|cost| cost.base_ms),
-        step_per_sequence_ms: fitted.map(|cost| cost.per_sequence_ms),
-        step_per_prompt_token_ms: fitted.map(|cost| cost.per_prompt_token_ms),
-    };
-    let of = |seen: &Seen| {
-        let (num_blocks, block_size) = seen.point.num_blocks.zip(seen.point.block_size)?;
-        let pool = Pool { num_blocks, block_size, shares_prefixes: seen.shares_prefixes };
-        fit::predict(&load, pool, cost)
-    };
-    let best = of(from).and_then(|prediction| prediction.tokens_per_s);
-    let best = best.ok_or("its largest pool holds no whole sequence, or tells no block size")?;
-    let measured = from.point.output_tokens_per_s.unwrap_or_default();
-    for one in seen {
-        let Some(prediction) = of(one) else {
-            let why = "the engine tells no block size".to_owned();
-            one.point.reasons.insert("predicted_tokens_per_s".to_owned(), why);
-            continue;
-        };
-        let point = &mut one.point;
-        point.blocks_per_sequence = Some(prediction.blocks_per_sequence);
-        point.fits = Some(prediction.fits);
-        point.predicted_running = Some(prediction.running);
-        point.predicted_tokens_per_s = prediction.tokens_per_s.map(|rate| measured * rate / best);
-        if point.predicted_tokens_per_s.is_none() {
-            let why = "no sequence of the load fits".to_owned();
-            point.reasons.insert("predicted_tokens_per_s".to_owned(), why);
-        }
-    }
-    Ok(basis)
-}
-
-fn leave_unpredicted(seen: &mut [Seen], why: &str) {
-    for one in seen {
-        one.point.reasons.insert("predicted_tokens_per_s".to_owned(), why.to_owned());
+        basis: basis.ok(),
     }
 }
 

@@ -62,7 +62,7 @@ fn setup(users: u32, requests: u32, config: &EngineConfig, step_time: Coefficien
         },
         step_time: StepTime::Fitted(step_time),
         load: Load::Closed { users, think: Duration::ZERO },
-        content: Content {
+        content: Content::Drawn {
             prompt_tokens: Lengths::Uniform { least: 4, most: 70 },
             output_tokens: Lengths::Uniform { least: 1, most: 40 },
             prefix_tokens: 0,
@@ -84,15 +84,15 @@ struct Real {
 /// Drives the real engine with the users of `setup`, on a clock that only says
 /// which step it is: all that matters to users without pauses.
 fn drive(setup: &Setup, core: &mut EngineCore) -> Real {
-    let mut users = Users::new(&setup.load, setup.content, setup.extent, setup.seed);
+    let mut users = Users::new(&setup.load, &setup.content, setup.extent, setup.seed);
     let mut real = Real::default();
     let (mut who, mut now, mut number) = (BTreeMap::new(), 0, 0);
     loop {
         while let Some(asked) = users.ask(Timestamp::from_nanos(now)) {
-            let prompt = prompt(number, asked.prompt_tokens as usize);
+            let prompt = prompt(number, asked.request.prompt.tokens as usize);
             let request = InferRequest {
                 ignore_eos: true,
-                ..InferRequest::new(prompt, asked.output_tokens as usize)
+                ..InferRequest::new(prompt, asked.request.output_tokens as usize)
             };
             who.insert(core.add_request(request).unwrap(), asked.user);
             number += 1;

@@ -242,7 +242,7 @@ impl SimulationArgs {
             limits,
             step_time,
             load: self.load()?,
-            content: Content {
+            content: Content::Drawn {
                 prompt_tokens: settings.prompt_tokens.unwrap_or(PROMPT_TOKENS),
                 output_tokens: settings.output_tokens.unwrap_or(OUTPUT_TOKENS),
                 prefix_tokens: self.prefix_tokens,

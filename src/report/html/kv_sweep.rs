@@ -30,8 +30,9 @@ pub(super) fn charts(page: &Page<'_>, out: &mut impl Write) -> fmt::Result {
                 out,
                 &format!("Throughput over the pool, {}", title(sweep)),
                 &drawing,
-                "Output tokens a second. The solid line was measured, the dashed one predicted; \
-                 the upright line is the smallest pool that keeps 95 % of the best.",
+                "Output tokens a second. The solid line was measured, the dashed one predicted \
+                 from the largest pool, where both are equal; the upright line is the smallest \
+                 pool that keeps 95 % of the best.",
             )?;
         }
         if let Some(drawing) = use_over_time(page, sweep, &format!("kv-use-{i}")) {
@@ -162,6 +163,10 @@ fn label(sweep: &KvSweep, point: &Point) -> String {
         None => {}
         Some(1) => label += ", 1 preemption",
         Some(many) => label += &format!(", {many} preemptions"),
+    }
+    if let Some(predicted) = point.predicted_preemptions.filter(|_| point.num_preemptions.is_some())
+    {
+        label += &format!(" ({predicted} predicted)");
     }
     label
 }

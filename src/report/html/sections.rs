@@ -57,8 +57,9 @@ const fn lead(topic: Topic) -> &'static str {
         }
         Topic::KvPool => {
             "The same load on the same engine with other KV settings, loaded one after the other. \
-             Predicted is what arithmetic over blocks expects of a pool, from what the largest one \
-             did. Waste is slots of held blocks that hold no token."
+             Predicted is what a simulated scheduler does with the same requests on a pool, in \
+             steps that take as long as those of the largest one. Waste is slots of held blocks \
+             that hold no token."
         }
         Topic::ColdStarts => {
             "From the start of an engine to its first token, on the clock of this client."

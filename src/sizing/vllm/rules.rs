@@ -23,6 +23,8 @@ const CHUNKS_OF_2048_FROM: Version = Version { major: 0, minor: 6, patch: 5 };
 const V0_CHUNKED_ABOVE: u64 = 32768;
 /// From here on defaults are those of large GPUs, but for A100.
 const LARGE_GPU_BYTES: u64 = 70 * GIB;
+/// Sequences in a step unless asked otherwise, on GPUs that are not large.
+pub const MAX_NUM_SEQS: u64 = 256;
 
 /// What a version does.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -82,7 +84,7 @@ impl Rules {
         };
         ProfiledBatch {
             tokens: settings.max_num_batched_tokens.unwrap_or(tokens),
-            seqs: settings.max_num_seqs.unwrap_or(if large { 1024 } else { 256 }),
+            seqs: settings.max_num_seqs.unwrap_or(if large { 1024 } else { MAX_NUM_SEQS }),
         }
     }
 }

@@ -1,13 +1,17 @@
 //! The points of one curve of a sweep: each one's case and engine put together,
-//! and the load that all of them met. Knows no prediction.
+//! the load that all of them met, and how long steps took. Knows no prediction.
 
 use std::collections::BTreeMap;
 
 use super::Point;
-use super::fit::Load;
-use super::pool::{self, PoolUse};
+use super::limits::Told;
+use super::load::CaseLoad;
+use super::pool;
 use crate::engine::spec::KvPoint;
 use crate::record::{EngineRecord, Outcome, RunData};
+use crate::simulation::StepTime;
+use crate::simulation::measured::{self, StepsError};
+use crate::simulation::step_time::StepTimeSource;
 use crate::stats::case::CaseRequests;
 use crate::stats::summary::{AbsentCase, CaseSummary};
 
@@ -30,13 +34,10 @@ pub(super) struct Facts<'a> {
     pub(super) key: &'a Key<'a>,
 }
 
-/// A point, and what a prediction needs of it.
+/// A point, and what its engine told of itself.
 pub(super) struct Seen {
     pub(super) point: Point,
-    pub(super) used: PoolUse,
-    pub(super) shares_prefixes: bool,
-    /// Sequences that the engine runs at once at most.
-    max_num_seqs: Option<f64>,
+    pub(super) told: Told,
 }
 
 impl Facts<'_> {
@@ -110,13 +111,22 @@ impl Facts<'_> {
             ..Point::default()
         };
         let caches = setting("enable_prefix_caching");
-        let looked_up = used.prefix.is_some_and(|(all, _)| all > 0);
-        Seen {
-            point,
-            shares_prefixes: caches.map_or(looked_up, |value| value == "true"),
-            max_num_seqs: number("max_num_seqs").map(|most| most as f64),
-            used,
-        }
+        let looked_up = || used.prefix.is_some_and(|(all, _)| all > 0).then_some(true);
+        let told = Told {
+            kind: record.spec.kind,
+            num_blocks: point.num_blocks,
+            block_size: point.block_size,
+            max_num_seqs: number("max_num_seqs"),
+            max_num_batched_tokens: number("max_num_batched_tokens"),
+            max_model_len: info
+                .and_then(|info| info.max_model_len)
+                .map_or_else(|| number("max_model_len"), |len| Some(len.into())),
+            max_queue: number("max_queue"),
+            // vLLM spells it as Python does.
+            enable_prefix_caching: caches
+                .map_or_else(looked_up, |value| Some(value.eq_ignore_ascii_case("true"))),
+        };
+        Seen { point, told }
     }
 
     /// Why a point has no throughput at all.
@@ -151,31 +161,35 @@ impl Facts<'_> {
             .reduce(|(prompt, cached), (more, found)| (prompt + more, cached + found))
     }
 
-    /// The load as the completed requests of a point had it.
-    pub(super) fn load(&self, seen: &Seen) -> Result<Load, String> {
-        let name = &seen.point.engine;
-        let lengths = self.groups(name).flat_map(CaseRequests::completed);
-        let lengths = lengths.filter_map(|request| {
-            Some((request.num_prompt_tokens?.into(), request.num_output_tokens?.into()))
-        });
-        let lengths: Vec<(u64, u64)> = lengths.collect();
-        if lengths.is_empty() {
-            return Err("nobody counted the tokens of its requests".to_owned());
-        }
-        let record = self.groups(name).next().map(|group| group.record);
-        let load = record.and_then(|record| record.load.as_ref());
-        let prefixes = load.and_then(|load| Some((load.prefix_groups?, load.prefix_tokens?)));
-        let closed = load.is_none_or(|load| !load.is_open());
-        let demand = if closed {
-            f64::from(self.key.concurrency)
-        } else {
-            let unknown = "the engine does not say how many requests it ran at once";
-            seen.point.mean_running.ok_or_else(|| unknown.to_owned())?
+    /// The load of a point: that of the first of its rounds that was measured.
+    pub(super) fn load(&self, engine: &str) -> Result<CaseLoad, String> {
+        let first = self.measured(engine).next();
+        first.map_or_else(|| Err("no request of it completed".to_owned()), CaseLoad::of)
+    }
+
+    /// Rounds of a point in which a request completed.
+    pub(super) fn num_rounds(&self, engine: &str) -> u64 {
+        self.measured(engine).count() as u64
+    }
+
+    fn measured(&self, engine: &str) -> impl Iterator<Item = &CaseRequests<'_>> {
+        self.groups(engine).filter(|group| group.completed().next().is_some())
+    }
+
+    /// How long a step takes, by the steps of a point's engine; where they do not
+    /// say it, as long as the gap between two tokens of an answer.
+    pub(super) fn step_time(&self, engine: &str) -> Result<(StepTime, StepTimeSource), String> {
+        let reason = match measured::step_time(self.run, Some(engine)) {
+            Ok(fitted) => return Ok(fitted),
+            Err(StepsError::NoSteps(_) | StepsError::UnknownEngine { .. }) => {
+                "none was seen".to_owned()
+            }
+            Err(error) => error.to_string(),
         };
-        Ok(Load {
-            lengths,
-            prefixes: prefixes.map_or((0, 0), |(groups, tokens)| (groups.into(), tokens.into())),
-            demand: seen.max_num_seqs.map_or(demand, |most| demand.min(most)),
-        })
+        let step_ms = self.case(engine).and_then(|case| case.tpot_ms.p50);
+        let step_ms = step_ms.filter(|ms| ms.is_finite() && *ms > 0.0).ok_or_else(|| {
+            format!("how long a step takes is not known ({reason}), and no answer has a TPOT")
+        })?;
+        Ok((StepTime::equal(step_ms), StepTimeSource::Equal { step_ms, reason }))
     }
 }

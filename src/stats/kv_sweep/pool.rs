@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use super::fit::Measured;
 use crate::clock::Timestamp;
 use crate::record::{EngineWord, RunData, StepRecord};
 use crate::stats::case::span;
@@ -31,9 +30,6 @@ pub(super) struct PoolUse {
     pub(super) num_preemptions: Option<u64>,
     /// Prompt tokens looked up in the prefix cache, and found, by the engine's word.
     pub(super) prefix: Option<(u64, u64)>,
-    /// Steps, those of the warm-up too, which begins with one request alone: for a
-    /// fit of what they cost.
-    pub(super) steps: Vec<Measured>,
     /// Field to why it is absent.
     pub(super) reasons: BTreeMap<String, String>,
 }
@@ -43,11 +39,11 @@ pub(super) struct PoolUse {
 pub(super) fn seen(run: &RunData, engine: u32, cases: &[u32], block_size: Option<u64>) -> PoolUse {
     let spans: Vec<_> = cases.iter().filter_map(|case| span(*case, &run.journal)).collect();
     let holds = |at: Timestamp| spans.iter().any(|(from, to)| (*from..=*to).contains(&at));
-    let all = || run.steps.iter().filter(|step| step.engine == engine);
-    let mut steps: Vec<&StepRecord> = all().filter(|step| holds(step.at_ns)).collect();
+    let all = run.steps.iter().filter(|step| step.engine == engine);
+    let mut steps: Vec<&StepRecord> = all.filter(|step| holds(step.at_ns)).collect();
     steps.sort_by_key(|step| step.at_ns);
     if !steps.is_empty() {
-        return PoolUse { steps: all().map(measured).collect(), ..of_steps(&steps, block_size) };
+        return of_steps(&steps, block_size);
     }
     let words = run.resources.iter().filter_map(|look| Some((look.at_ns, look.word.as_ref()?)));
     let mut words: Vec<_> = words.filter(|(_, word)| word.engine == engine).collect();
@@ -66,7 +62,7 @@ fn of_steps(steps: &[&StepRecord], block_size: Option<u64>) -> PoolUse {
     let all = over_time(&|_| 1.0);
     let took = steps.iter().map(|step| ms(step.took_ns)).sum::<f64>();
     let running = steps.iter().map(|step| step.num_seqs as f64 * ms(step.took_ns)).sum::<f64>();
-    let slots = block_size.map(|size| over_time(&|step| (step.num_used_blocks * size) as f64));
+    let slots = block_size.map(|size| over_time(&|step| step.num_used_blocks as f64 * size as f64));
     let waste = over_time(&|step| step.num_waste_slots as f64);
     let mut reasons = BTreeMap::new();
     if block_size.is_none() {
@@ -81,15 +77,12 @@ fn of_steps(steps: &[&StepRecord], block_size: Option<u64>) -> PoolUse {
         mean_running: (took > 0.0).then(|| running / took),
         waste_share: slots.filter(|slots| *slots > 0.0).map(|slots| waste / slots),
         peak_waste_slots: steps.iter().map(|step| step.num_waste_slots).max(),
-        num_preemptions: Some(steps.iter().map(|step| step.num_preemptions).sum()),
+        num_preemptions: Some(
+            steps.iter().fold(0, |sum: u64, step| sum.saturating_add(step.num_preemptions)),
+        ),
         reasons,
         ..PoolUse::default()
     }
-}
-
-fn measured(step: &StepRecord) -> Measured {
-    let decoded = step.num_tokens.saturating_sub(step.num_prefill_tokens);
-    (decoded, step.num_prefill_tokens, ms(step.took_ns))
 }
 
 /// How long, in ms, the pool was as each step left it: from its beginning, when
@@ -201,7 +194,6 @@ mod tests {
         );
         assert_eq!((seen.num_preemptions, seen.peak_waste_slots), (Some(3), Some(4)));
         assert_eq!(seen.mean_running, Some(5.0 / 3.0));
-        assert_eq!(seen.steps.len(), 4, "the warm-up tells what steps cost");
     }
 
     #[test]

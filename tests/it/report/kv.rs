@@ -43,10 +43,16 @@ pub fn swept() -> RunData {
         let name = format!("embedded kv_blocks={num_blocks}");
         let mut info = info.clone();
         if let Some(info) = &mut info {
-            info.settings = BTreeMap::from([
-                ("block_size".to_owned(), BLOCK_SIZE.to_string()),
-                ("num_blocks".to_owned(), num_blocks.to_string()),
-            ]);
+            info.max_model_len = Some(256);
+            let told = [
+                ("block_size", BLOCK_SIZE.to_string()),
+                ("num_blocks", num_blocks.to_string()),
+                ("max_num_seqs", "64".to_owned()),
+                ("max_num_batched_tokens", "2048".to_owned()),
+                ("max_queue", "512".to_owned()),
+                ("enable_prefix_caching", "true".to_owned()),
+            ];
+            info.settings = told.map(|(name, value)| (name.to_owned(), value)).into();
         }
         let spec = EngineSpec { name: name.clone(), kv_point: Some(point), ..spec };
         run.manifest.engines.push(EngineRecord { spec, info, error: None });
@@ -98,8 +104,9 @@ fn measure(run: &mut RunData, engine: u32, fits: u64, num_blocks: u64, now: u64)
             let took = if token == 0 { 12 + prompt / 4 } else { 8 + width + (token + wave) % 2 };
             let held = PROMPT + token;
             let used = held.div_ceil(BLOCK_SIZE) * width;
+            let decodes = if token == 0 { 0 } else { width };
             run.steps.push(StepRecord {
-                num_tokens: if token == 0 { prompt } else { width },
+                num_tokens: prompt + decodes,
                 num_prefill_tokens: prompt,
                 num_seqs: width,
                 num_waiting: AT_ONCE - width,
@@ -107,6 +114,8 @@ fn measure(run: &mut RunData, engine: u32, fits: u64, num_blocks: u64, now: u64)
                 num_free_blocks: num_blocks - used,
                 num_waste_slots: used * BLOCK_SIZE - held * width,
                 num_preemptions: u64::from(width < AT_ONCE && token == 9),
+                num_decode_kv_tokens: Some(decodes * held),
+                num_prefill_pairs: Some(prompt * (PROMPT + 1) / 2),
                 ..step(engine, now, took)
             });
             now += took;
@@ -145,8 +154,8 @@ fn step(engine: u32, at: u64, took: u64) -> StepRecord {
         num_waste_slots: 0,
         num_preemptions: 0,
         rss_bytes: None,
-        num_decode_kv_tokens: None,
-        num_prefill_pairs: None,
+        num_decode_kv_tokens: Some(PROMPT),
+        num_prefill_pairs: Some(0),
     }
 }
 
