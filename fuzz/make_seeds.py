@@ -167,6 +167,8 @@ def main():
         for target, suffix in [("sse", ".sse"), ("ndjson", ".ndjson")]:
             if wire.suffix == suffix:
                 write(target, wire.stem, wire.read_bytes())
+    for log in sorted((HERE.parent / "src/sizing/explain/logs").iterdir()):
+        write("explain", log.stem, log.read_bytes())
 
 
 if __name__ == "__main__":

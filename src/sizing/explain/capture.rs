@@ -2,6 +2,9 @@
 
 /// Longest stretch that a gap of a pattern may skip, in bytes.
 const MAX_GAP: usize = 200;
+/// Places at which a pattern is taken: more than the workers that print one line each.
+/// What reads a text goes over all that was found again and again.
+const MAX_FOUND: usize = 64;
 
 /// The text as one line: white space is one space, so that messages are found
 /// however they were wrapped.
@@ -10,14 +13,16 @@ pub fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The numbers of every place where `pattern` is in `text`. In a pattern `{}` is a
+/// The numbers of the first places where `pattern` is in `text`. In a pattern `{}` is a
 /// number (`117328`, `117,328`, `-1.05`), `{*}` anything short; other words are found as they are.
 #[must_use]
 pub fn all(text: &str, pattern: &str) -> Vec<Vec<f64>> {
     let Some((first, _)) = pattern.split_once('{') else { return Vec::new() };
     let mut found = Vec::new();
     let mut from = 0;
-    while let Some(at) = text.get(from..).and_then(|rest| rest.find(first)) {
+    while found.len() < MAX_FOUND
+        && let Some(at) = text.get(from..).and_then(|rest| rest.find(first))
+    {
         if let Some(numbers) = here(&text[from + at..], pattern) {
             found.push(numbers);
         }
@@ -40,7 +45,9 @@ fn here(text: &str, pattern: &str) -> Option<Vec<f64>> {
         pattern = rest;
         if gap == "*" {
             let next = pattern.split('{').next().unwrap_or_default();
-            text = &text[text.find(next).filter(|at| *at <= MAX_GAP)?..];
+            // No further than it may skip: a text can begin a pattern at every word.
+            let from_here = |at: &usize| text.get(*at..).is_some_and(|rest| rest.starts_with(next));
+            text = &text[(0..=MAX_GAP).find(from_here)?..];
         } else {
             let (number, rest) = number(text)?;
             numbers.push(number);
@@ -77,6 +84,14 @@ mod tests {
         assert_eq!(all("length is 114432. Try", "length is {}"), [[114_432.0]]);
         assert!(all("took long GiB", "took {} GiB").is_empty());
         assert!(all("took", "took {}").is_empty());
+    }
+
+    #[test]
+    fn a_text_that_repeats_itself_is_not_followed_for_ever() {
+        assert_eq!(all(&"took 1 s, ".repeat(1000), "took {} s").len(), MAX_FOUND);
+        let gap = |letters: usize| format!("took 1{}and 2", "é".repeat(letters));
+        assert_eq!(all(&gap(MAX_GAP / 2), "took {}{*}and {}"), [[1.0, 2.0]]);
+        assert!(all(&gap(MAX_GAP), "took {}{*}and {}").is_empty());
     }
 
     proptest! {

@@ -101,20 +101,19 @@ fn errors(text: &str, said: &mut Vec<Said>) {
             kv_tokens: count(tokens),
         },
     );
+    let estimated = all(text, "the estimated maximum model length is {}");
+    let estimated_max_model_len = estimated.first().map(|numbers| count(numbers[0]));
     // With the unbalanced bracket and without it, `models's` and `model's`.
     for bracket in ["(", ""] {
         let pattern = format!(
             "max seq len ({{}}), {bracket}{{}} GiB KV cache is needed, which is larger than the \
              available KV cache memory ({{}} GiB)"
         );
-        each(text, &pattern, said, |[length, needed_gib, available_gib]| {
-            let estimated = all(text, "the estimated maximum model length is {}");
-            Said::TooLongV1 {
-                max_model_len: count(length),
-                needed_gib,
-                available_gib,
-                estimated_max_model_len: estimated.first().map(|numbers| count(numbers[0])),
-            }
+        each(text, &pattern, said, |[length, needed_gib, available_gib]| Said::TooLongV1 {
+            max_model_len: count(length),
+            needed_gib,
+            available_gib,
+            estimated_max_model_len,
         });
     }
     if text.contains("No available memory for the cache blocks") {

@@ -1,4 +1,5 @@
-//! What texts say: the study's error, published logs, and texts of nobody.
+//! What texts say: the study's error, published logs (`logs/`, also seeds of the fuzz
+//! target), and texts of nobody.
 
 use proptest::prelude::*;
 
@@ -17,9 +18,7 @@ fn read_with(text: &str, settings: &Settings) -> Result<Reading, String> {
     explain(text, &Context { models: &models, model_is_given: false, gpus: &gpus, settings })
 }
 
-const STUDY: &str = "ValueError: The model's max seq len (131072) is larger than the maximum \
-    number of tokens that can be stored in KV cache (117328). Try increasing \
-    `gpu_memory_utilization` or decreasing `max_model_len` when initializing the engine.";
+const STUDY: &str = include_str!("logs/v0_error.txt");
 
 #[test]
 fn the_study_s_error_is_read_as_a_set_of_gpus_and_not_as_one() {
@@ -65,10 +64,7 @@ fn what_is_not_enough_by_itself_is_no_advice() {
 /// Section by section as vLLM spelled it over two years.
 #[test]
 fn every_spelling_of_the_v1_error_is_read() {
-    let old = "ValueError: To serve at least one request with the models's max seq len (118000), \
-               (6.30 GiB KV cache is needed, which is larger than the available KV cache memory \
-               (6.11 GiB). Based on the available memory, the estimated maximum model length is \
-               114432. Try increasing `gpu_memory_utilization`";
+    let old = include_str!("logs/v1_error.txt");
     let expected = Said::TooLongV1 {
         max_model_len: 118_000,
         needed_gib: 6.30,
@@ -77,33 +73,23 @@ fn every_spelling_of_the_v1_error_is_read() {
     };
     assert_eq!(read(old).unwrap().said, [expected]);
     // https://github.com/vllm-project/vllm/issues/16118: without an estimate.
-    let without = "the models's max seq len (1048576), (24.00 GiB KV cache is needed, which is \
-                   larger than the available KV cache memory (9.97 GiB). Try increasing";
+    let without = include_str!("logs/v1_error_no_estimate.txt");
     let estimate = |text: &str| match read(text).unwrap().said[..] {
         [Said::TooLongV1 { estimated_max_model_len, .. }] => estimated_max_model_len,
         ref other => panic!("{other:?}"),
     };
     assert_eq!(estimate(without), None);
     // https://github.com/kaito-project/kaito/issues/2132: no bracket, broken lines.
-    let new = "ValueError: To serve at least one request with the model's max seq len \
-               (1048576),\n22.5 GiB KV cache is needed, which is larger than the available KV \
-               cache memory (17.39 GiB).\nBased on the available memory, the estimated maximum \
-               model length is 810208.";
+    let new = include_str!("logs/v1_error_no_bracket.txt");
     assert_eq!(estimate(new), Some(810_208));
     // https://github.com/syv-ai/qwen38-27b-rtx3090/issues/39: a link behind it.
-    let linked = "the model's max seq len (65536), (4.76 GiB KV cache is needed, which is larger \
-                  than the available KV cache memory (1.56 GiB). Based on the available memory, \
-                  the estimated maximum model length is 15984. Try increasing \
-                  `gpu_memory_utilization` (which also controls CPU memory on the CPU backend) or \
-                  decreasing `max_model_len` when initializing the engine. See https://docs.vllm.ai";
+    let linked = include_str!("logs/v1_error_link.txt");
     assert_eq!(estimate(linked), Some(15_984));
 }
 
 #[test]
 fn bytes_a_token_of_the_v1_error_name_the_model_that_may_be_meant() {
-    let text = "max seq len (118000), (6.30 GiB KV cache is needed, which is larger than the \
-                available KV cache memory (6.11 GiB)";
-    let reading = read(text).unwrap();
+    let reading = read(include_str!("logs/v1_error.txt")).unwrap();
     let pools: Vec<_> =
         reading.pools.iter().map(|pool| (pool.model.as_str(), pool.kv_type)).collect();
     assert_eq!(pools, [("llama-3.2-3b-instruct", KvType::Fp8)]);
@@ -113,16 +99,7 @@ fn bytes_a_token_of_the_v1_error_name_the_model_that_may_be_meant() {
 /// <https://github.com/vllm-project/vllm/issues/13882>, its lines.
 #[test]
 fn a_log_with_nothing_left_says_how_much_is_missing() {
-    let log = "INFO worker.py:267] the current vLLM instance can use total_gpu_memory (8.00GiB) x \
-               gpu_memory_utilization (0.70) = 5.60GiB\n\
-               INFO worker.py:267] model weights take 5.20GiB; non_torch_memory takes 0.03GiB; \
-               PyTorch activation peak memory takes 1.42GiB; the rest of the memory reserved for \
-               KV Cache is -1.05GiB.\n\
-               INFO executor_base.py:111] # cuda blocks: 0, # CPU blocks: 4681\n\
-               INFO executor_base.py:116] Maximum concurrency for 4096 tokens per request: 0.00x\n\
-               ValueError: No available memory for the cache blocks. Try increasing \
-               `gpu_memory_utilization` when initializing the engine.";
-    let reading = read(log).unwrap();
+    let reading = read(include_str!("logs/v0_no_blocks.txt")).unwrap();
     assert_eq!(reading.said.len(), 5, "{:?}", reading.said);
     assert_eq!(reading.advice[0].change, "--gpu-memory-utilization above 0.84");
 }
@@ -130,11 +107,7 @@ fn a_log_with_nothing_left_says_how_much_is_missing() {
 /// <https://github.com/vllm-project/vllm/issues/10517>, its lines.
 #[test]
 fn the_one_line_profile_of_0_6_4_is_read() {
-    let log = "Memory profiling results: total_gpu_memory=23.58GiB initial_memory_usage=15.34GiB \
-               peak_torch_memory=17.98GiB memory_usage_post_profile=15.35GiB \
-               non_torch_memory=0.35GiB kv_cache_size=2.89GiB gpu_memory_utilization=0.90\n\
-               # GPU blocks: 1478, # CPU blocks: 2048";
-    let reading = read(log).unwrap();
+    let reading = read(include_str!("logs/v0_profile.txt")).unwrap();
     assert!(
         matches!(reading.said[0], Said::Profiled { kv_gib, .. } if (kv_gib - 2.89).abs() < 1e-9)
     );
@@ -143,19 +116,7 @@ fn the_one_line_profile_of_0_6_4_is_read() {
 
 #[test]
 fn lines_of_v1_are_read() {
-    let log = "Available KV cache memory: 10.55 GiB\nGPU KV cache size: 230,528 tokens\n\
-               Maximum concurrency for 100,000 tokens per request: 2.31x\n\
-               Auto-fit max_model_len: reduced from 262144 to 172032 to fit in available GPU \
-               memory (3.01 GiB available for KV cache)\n\
-               Initial free memory 20.00 GiB, reserved 5.00 GiB memory for KV Cache as specified\n\
-               Actual usage is 8.58 GiB for weight, 9.96 GiB for peak activation, 0.07 GiB for \
-               non-torch memory, and 0.65 GiB for CUDAGraph memory.\n\
-               Estimated CUDA graph memory: 0.36 GiB total\n\
-               Graph capturing finished in 25 secs, took 1.58 GiB\n\
-               Free memory on device cuda:0 (15.32/22.04 GiB) on startup is less than desired GPU \
-               memory utilization (0.88, 19.39 GiB).\n\
-               Error in memory profiling. Initial free memory 20.1 GiB, current free memory 20.5";
-    let reading = read(log).unwrap();
+    let reading = read(include_str!("logs/v1_memory.txt")).unwrap();
     assert_eq!(reading.said.len(), 10, "{:#?}", reading.said);
     assert!(reading.advice.iter().any(|one| one.change == "--gpu-memory-utilization 0.69"));
 }
@@ -163,28 +124,19 @@ fn lines_of_v1_are_read() {
 /// <https://github.com/ollama/ollama/issues/8903> and 8447, their lines.
 #[test]
 fn load_lines_of_llama_cpp_and_ollama_are_read() {
-    let log = "llama_new_context_with_model: n_ctx_per_seq (2048) < n_ctx_train (131072) -- the \
-               full capacity of the model will not be utilized\n\
-               llama_kv_cache_init: kv_size = 8192, offload = 1, type_k = 'f16'\n\
-               llama_kv_cache_init:      CUDA0 KV buffer size =  2048.00 MiB\n\
-               llama_new_context_with_model: KV self size  = 2048.00 MiB, K (f16): 1024.00 MiB\n\
-               llama_new_context_with_model:      CUDA0 compute buffer size =   696.00 MiB\n\
-               msg=\"offload to cuda\" layers.requested=-1 layers.model=62 layers.offload=5";
-    let reading = read(log).unwrap();
+    let reading = read(include_str!("logs/llama_cpp.txt")).unwrap();
     assert!(reading.said.contains(&Said::LlamaKv { mib: 2048.0 }), "{:?}", reading.said);
     assert!(
         reading.sentences.iter().any(|s| s == "8192 tokens are 4 slots of 2048, 256 KiB a token")
     );
     assert!(reading.said.contains(&Said::OllamaOffload { layers: 62, layers_on_gpu: 5 }));
-    let busy = read("server busy, please try again.  maximum pending requests exceeded").unwrap();
+    let busy = read(include_str!("logs/ollama_busy.txt")).unwrap();
     assert_eq!(busy.said, [Said::OllamaBusy]);
 }
 
 #[test]
 fn a_log_that_says_its_gpu_leaves_no_set() {
-    let log = "total_gpu_memory (22.04GiB) x gpu_memory_utilization (0.90) = 19.84GiB\n\
-               model weights take 6.02GiB; non_torch_memory takes 0.06GiB; PyTorch activation \
-               peak memory takes 1.23GiB; the rest of the memory reserved for KV Cache is 12.53GiB";
+    let log = include_str!("logs/v0_memory.txt");
     let both = format!("{log}\n{STUDY}");
     let reading = read(&both).unwrap();
     let of = reading.consistency.iter().find(|one| one.model == "llama-3.2-3b-instruct").unwrap();
