@@ -154,8 +154,9 @@ impl Listing {
             sections.extend(rows.iter().map(ModelRow::text));
         }
         if let Some(cards) = self.gpus {
-            let headers = ["GPU", "driver MiB", "GB/s", "bf16 TFLOP/s", "peaks from"];
-            sections.push(table(width, &headers, &[1, 2, 3], cards.iter().map(gpu_cells)));
+            let headers =
+                ["GPU", "driver\nMiB", "CUDA\nGiB", "GB/s", "bf16\nTFLOP/s", "peaks from"];
+            sections.push(table(width, &headers, &[1, 2, 3, 4], cards.iter().map(gpu_cells)));
         }
         sections.join("\n")
     }
@@ -192,9 +193,14 @@ impl ModelRow {
 }
 
 fn gpu_cells(card: &GpuCard) -> Vec<String> {
+    let unknown = || "-".to_owned();
+    let range = |[low, high]: [f64; 2]| {
+        if low < high { format!("{low:.2}–{high:.2}") } else { format!("{low:.2}") }
+    };
     vec![
         card.name.clone(),
-        card.memory_mib.map_or_else(|| "-".to_owned(), |mib| mib.to_string()),
+        card.memory_mib.map_or_else(unknown, |mib| mib.to_string()),
+        card.cuda_gib.map_or_else(unknown, range),
         card.bandwidth_gb_per_s.to_string(),
         card.bf16_tflop_per_s.to_string(),
         card.source.clone(),
