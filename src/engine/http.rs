@@ -2,10 +2,10 @@
 //! request is written, what an error status or a broken connection means.
 //! Knows nobody's fields.
 //!
-//! There is no connection pool: each request has a connection of its own that
-//! is opened before anything is timed. A burst then leaves from sockets that
-//! wait, and no request queues for another's connection inside the client,
-//! which other harnesses report as latency of the server.
+//! Each request has a connection of its own while it lasts, which is there before
+//! anything is timed. A burst then leaves from sockets that wait, and no request
+//! queues for another's connection inside the client, which other harnesses
+//! report as latency of the server.
 
 use std::io;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use url::Url;
 
 use super::credential::{Credentials, Token};
 use super::link::{Link, LinkError, Outgoing};
+use super::parked::Parked;
 use super::socket;
 use super::words::{io_reason, quote, server_message};
 use super::{EngineError, EngineSpec, ErrorClass};
@@ -52,6 +53,8 @@ pub(super) struct Endpoint {
     pub(super) clock: Clock,
     /// Longest wait for the next byte.
     pub(super) idle: Duration,
+    /// Connections for measured requests to come.
+    pub(super) parked: Parked,
 }
 
 /// A whole answer to a question.
@@ -117,6 +120,7 @@ impl Endpoint {
             limit: QUESTION_TIMEOUT,
             clock: clock.clone(),
             idle: IDLE_TIMEOUT,
+            parked: Parked::default(),
         })
     }
 

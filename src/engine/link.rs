@@ -54,7 +54,7 @@ pub(super) struct Part<'a> {
     pub(super) bytes: &'a [u8],
 }
 
-/// A connection with one request on it.
+/// A connection with one request on it at a time.
 pub(super) struct Link {
     socket: Box<dyn Socket>,
     clock: Clock,
@@ -68,6 +68,12 @@ pub(super) struct Link {
     patience: Patience,
     /// The last poll found nothing to do.
     was_woken_for_nothing: bool,
+    /// An earlier request was answered on it.
+    is_reused: bool,
+    /// Of this request's answer a byte has come.
+    has_heard: bool,
+    /// The connection has ended, or failed.
+    is_broken: bool,
     sent_at: Option<Timestamp>,
     head_at: Option<Timestamp>,
     /// The last sign of life: of the connection, then of the answer.
@@ -89,10 +95,41 @@ impl Link {
             idle,
             patience: Patience::new(idle),
             was_woken_for_nothing: false,
+            is_reused: false,
+            has_heard: false,
+            is_broken: false,
             sent_at: None,
             head_at: None,
             last_at,
         }
+    }
+
+    /// The connection for another request, where its answer has ended and the server
+    /// leaves it open.
+    pub(super) fn renewed(mut self) -> Option<Self> {
+        if !self.parser.leaves_open() || self.is_broken || self.start != self.end {
+            return None;
+        }
+        self.parser = ReplyParser::new();
+        (self.start, self.end) = (0, 0);
+        (self.sent_at, self.head_at) = (None, None);
+        (self.is_reused, self.has_heard, self.was_woken_for_nothing) = (true, false, false);
+        Some(self)
+    }
+
+    /// Whether a connection that waits has nothing to read: neither its end, nor bytes
+    /// that nobody asked for.
+    pub(super) async fn is_quiet(&mut self) -> bool {
+        poll_fn(|cx| {
+            let mut buffer = ReadBuf::new(&mut self.buffer);
+            Poll::Ready(Pin::new(&mut self.socket).poll_read(cx, &mut buffer).is_pending())
+        })
+        .await
+    }
+
+    /// Whether the server had closed the connection before this request came on it.
+    pub(super) const fn was_stale(&self) -> bool {
+        self.is_reused && self.is_broken && !self.has_heard
     }
 
     /// As the first byte of the request was handed to the socket.
@@ -202,12 +239,18 @@ impl Link {
                 if count > 0 {
                     self.last_at = self.clock.now();
                     self.patience.renew();
+                    self.has_heard = true;
+                } else {
+                    self.is_broken = true;
                 }
                 self.was_woken_for_nothing = false;
                 (self.start, self.end) = (0, count);
                 Poll::Ready(Ok(count))
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(LinkError::Io(error))),
+            Poll::Ready(Err(error)) => {
+                self.is_broken = true;
+                Poll::Ready(Err(LinkError::Io(error)))
+            }
             Poll::Pending => self.poll_idle(cx),
         }
     }
@@ -221,12 +264,18 @@ impl Link {
         while *num_written < bytes.len() {
             let at = self.clock.now();
             match Pin::new(&mut self.socket).poll_write(cx, &bytes[*num_written..]) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(LinkError::Closed)),
+                Poll::Ready(Ok(0)) => {
+                    self.is_broken = true;
+                    return Poll::Ready(Err(LinkError::Closed));
+                }
                 Poll::Ready(Ok(count)) => {
                     self.sent_at.get_or_insert(at);
                     *num_written += count;
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(LinkError::Io(error))),
+                Poll::Ready(Err(error)) => {
+                    self.is_broken = true;
+                    return Poll::Ready(Err(LinkError::Io(error)));
+                }
                 Poll::Pending => return self.poll_idle(cx).map_ok(|()| ()),
             }
         }

@@ -16,6 +16,7 @@ mod link;
 mod ndjson;
 mod ollama;
 mod openai;
+mod parked;
 mod patience;
 pub mod replay;
 pub(crate) mod reply;

@@ -48,6 +48,8 @@ pub(crate) struct ReplyParser {
     date: Option<Vec<u8>>,
     length: Option<u64>,
     chunked: bool,
+    /// The server closes the connection after this response.
+    closes: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +78,7 @@ impl ReplyParser {
             date: None,
             length: None,
             chunked: false,
+            closes: false,
         }
     }
 
@@ -135,6 +138,11 @@ impl ReplyParser {
         matches!(self.state, State::UntilClose | State::Done)
     }
 
+    /// The response has ended, and another may follow on the connection (RFC 9112, section 9.3).
+    pub(super) fn leaves_open(&self) -> bool {
+        self.state == State::Done && !self.closes
+    }
+
     /// Puts the line together; its ending is not kept.
     fn take_line(&mut self, bytes: &[u8]) -> Result<(usize, bool), Garbled> {
         let end = bytes.iter().position(|byte| *byte == b'\n');
@@ -171,6 +179,7 @@ impl ReplyParser {
                     .filter(|_| text.len() > "HTTP/1.".len())
                     .and_then(|code| StatusCode::from_u16(code).ok())
                     .ok_or_else(|| Garbled("its status line has no status".to_owned()))?;
+                self.closes = text.starts_with("HTTP/1.0");
                 self.state = State::HeaderLine;
             }
             State::HeaderLine if self.line.is_empty() => return Ok(self.head_is_whole()),
@@ -206,6 +215,9 @@ impl ReplyParser {
         let (name, value) = (&self.line[..colon], self.line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"content-type") {
             self.content_type = Some(value.to_vec());
+        } else if name.eq_ignore_ascii_case(b"connection") {
+            let mut options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            self.closes |= options.any(|option| option.eq_ignore_ascii_case(b"close"));
         } else if name.eq_ignore_ascii_case(b"date") {
             self.date = Some(value.to_vec());
         } else if name.eq_ignore_ascii_case(b"content-length") {
@@ -296,6 +308,32 @@ mod tests {
         let cut = &CHUNKED[..CHUNKED.len() - 20];
         assert!(!read(cut, &[]).unwrap().2);
         assert!(!read(b"HTTP/1.1 200 OK\r\n", &[]).unwrap().2);
+    }
+
+    #[test]
+    fn connection_stays_open_after_an_answer_that_ended_unless_the_server_closes_it() {
+        let leaves_open = |text: &str| {
+            let mut parser = ReplyParser::new();
+            let mut rest = text.as_bytes();
+            loop {
+                let (taken, piece) = parser.feed(rest).unwrap();
+                rest = &rest[taken..];
+                if matches!(piece, Piece::More | Piece::End) {
+                    return parser.leaves_open();
+                }
+            }
+        };
+        for (head, body, expected) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 2", "ok", true),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked", "0\r\n\r\n", true),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive", "ok", true),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: x, Close", "ok", false),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 2", "ok", false),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 2", "o", false),
+            ("HTTP/1.1 200 OK", "to the end", false),
+        ] {
+            assert_eq!(leaves_open(&format!("{head}\r\n\r\n{body}")), expected, "{head}");
+        }
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(super) struct Streaming<D> {
 }
 
 impl<D: Dialect> Streaming<D> {
-    /// Opens the connection that `request` will leave on.
+    /// Gets the connection that `request` will leave on.
     ///
     /// # Errors
     /// When none can be opened.
@@ -70,7 +70,10 @@ impl<D: Dialect> Streaming<D> {
         request: Outgoing,
         dialect: D,
     ) -> Result<Self, EngineError> {
-        let link = endpoint.open().await?;
+        let link = match endpoint.parked.take(&endpoint.clock).await {
+            Some(link) => link,
+            None => endpoint.open().await?,
+        };
         Ok(Self { endpoint, link, request, dialect })
     }
 
@@ -139,22 +142,35 @@ impl<D: Dialect> Prepared for Streaming<D> {
         let Self { endpoint, mut link, request, mut dialect } = *self;
         let clock = endpoint.clock.clone();
         let mut exchange = Exchange::begun(clock.now());
+        let following = async {
+            let followed =
+                Self::follow(&endpoint, &mut link, &request, &mut dialect, &mut exchange).await;
+            if followed.is_ok() || !link.was_stale() {
+                return followed;
+            }
+            // Nobody has seen the request: it leaves once more, and is timed from then on.
+            link = endpoint.open().await?;
+            Self::follow(&endpoint, &mut link, &request, &mut dialect, &mut exchange).await
+        };
         let followed = tokio::select! {
             biased;
             () = cancel.cancelled() => {
                 Err(endpoint.error(ErrorClass::Cancelled, "was not waited for: cancelled"))
             }
-            followed = Self::follow(&endpoint, &mut link, &request, &mut dialect, &mut exchange) => followed,
+            followed = following => followed,
         };
         exchange.sent_at = link.sent_at();
         match followed {
-            Ok(false) => {}
+            Ok(false) => endpoint.parked.keep(link, &clock),
             Ok(true) => {
                 let drain = async { while let Ok(Some(_)) = link.next().await {} };
-                tokio::select! {
-                    () = cancel.cancelled() => {}
+                let drained = tokio::select! {
+                    () = cancel.cancelled() => false,
                     // Late or broken, the answer was complete before: nothing to report.
-                    _ = timeout(DRAIN, drain) => {}
+                    drained = timeout(DRAIN, drain) => drained.is_ok(),
+                };
+                if drained {
+                    endpoint.parked.keep(link, &clock);
                 }
             }
             Err(error) => {

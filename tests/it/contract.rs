@@ -1,6 +1,7 @@
 //! Every HTTP adapter against scripted servers: what the wire can do to us.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod connections;
 mod faults;
 mod hostile;
 mod identity;

@@ -28,7 +28,7 @@ impl Received {
     }
 }
 
-/// One step of an answer. The connection is closed after the last.
+/// One step of an answer. The connection is closed after the last, unannounced.
 #[derive(Debug, Clone)]
 pub enum Step {
     /// Written with one call.
@@ -38,6 +38,8 @@ pub enum Step {
     Hang,
     /// The connection is reset.
     Reset,
+    /// The answer has ended, and the next request is read from the same connection.
+    KeepOpen,
 }
 
 type Script = dyn Fn(&Received) -> Vec<Step> + Send + Sync;
@@ -46,6 +48,7 @@ type Script = dyn Fn(&Received) -> Vec<Step> + Send + Sync;
 pub struct Scripted {
     pub url: String,
     received: Arc<Mutex<Vec<Received>>>,
+    num_connections: Arc<AtomicUsize>,
     num_hanging: Arc<AtomicUsize>,
     num_deserted: Arc<AtomicUsize>,
     task: JoinHandle<()>,
@@ -57,23 +60,32 @@ impl Scripted {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let received = Arc::new(Mutex::new(Vec::new()));
+        let num_connections = Arc::new(AtomicUsize::new(0));
         let num_hanging = Arc::new(AtomicUsize::new(0));
         let num_deserted = Arc::new(AtomicUsize::new(0));
         let script: Arc<Script> = Arc::new(script);
         let task = tokio::spawn({
             let received = Arc::clone(&received);
             let counts = (Arc::clone(&num_hanging), Arc::clone(&num_deserted));
+            let num_connections = Arc::clone(&num_connections);
             async move {
-                while let Ok((stream, _)) = listener.accept().await {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    num_connections.fetch_add(1, Ordering::AcqRel);
                     let script = Arc::clone(&script);
                     let (received, counts) = (Arc::clone(&received), counts.clone());
                     tokio::spawn(async move {
-                        serve(stream, &*script, &received, (&counts.0, &counts.1)).await;
+                        let counts = (&*counts.0, &*counts.1);
+                        while serve(&mut stream, &*script, &received, counts).await {}
                     });
                 }
             }
         });
-        Self { url, received, num_hanging, num_deserted, task }
+        Self { url, received, num_connections, num_hanging, num_deserted, task }
+    }
+
+    /// Connections that were accepted.
+    pub fn num_connections(&self) -> usize {
+        self.num_connections.load(Ordering::Acquire)
     }
 
     /// Every request so far, in order of arrival.
@@ -108,21 +120,22 @@ impl Drop for Scripted {
     }
 }
 
+/// Answers one request. Returns whether another may follow.
 async fn serve(
-    mut stream: TcpStream,
+    stream: &mut TcpStream,
     script: &Script,
     received: &Mutex<Vec<Received>>,
     (num_hanging, num_deserted): (&AtomicUsize, &AtomicUsize),
-) {
+) -> bool {
     stream.set_nodelay(true).unwrap();
     // A connection that is opened and never used is no request.
-    let Some(request) = read_request(&mut stream).await else { return };
+    let Some(request) = read_request(stream).await else { return false };
     received.lock().unwrap().push(request.clone());
     for step in script(&request) {
         match step {
             Step::Send(bytes) => {
                 if stream.write_all(&bytes).await.is_err() {
-                    return;
+                    return false;
                 }
             }
             Step::Wait(pause) => tokio::time::sleep(pause).await,
@@ -130,18 +143,20 @@ async fn serve(
                 num_hanging.fetch_add(1, Ordering::AcqRel);
                 while matches!(stream.read(&mut [0; 64]).await, Ok(count) if count > 0) {}
                 num_deserted.fetch_add(1, Ordering::AcqRel);
-                return;
+                return false;
             }
             Step::Reset => {
                 stream.set_zero_linger().unwrap();
-                return;
+                return false;
             }
+            Step::KeepOpen => return true,
         }
     }
     // The client may still be about to read: close only our side, then wait for its.
     if stream.shutdown().await.is_ok() {
         while matches!(stream.read(&mut [0; 64]).await, Ok(count) if count > 0) {}
     }
+    false
 }
 
 async fn read_request(stream: &mut TcpStream) -> Option<Received> {
