@@ -43,7 +43,7 @@ pub(super) fn seen(run: &RunData, engine: u32, cases: &[u32], block_size: Option
     let mut steps: Vec<&StepRecord> = all.filter(|step| holds(step.at_ns)).collect();
     steps.sort_by_key(|step| step.at_ns);
     if !steps.is_empty() {
-        return of_steps(&steps, block_size);
+        return of_steps(&steps, &spans, block_size);
     }
     let words = run.resources.iter().filter_map(|look| Some((look.at_ns, look.word.as_ref()?)));
     let mut words: Vec<_> = words.filter(|(_, word)| word.engine == engine).collect();
@@ -51,11 +51,15 @@ pub(super) fn seen(run: &RunData, engine: u32, cases: &[u32], block_size: Option
     of_words(&words, &spans)
 }
 
-fn of_steps(steps: &[&StepRecord], block_size: Option<u64>) -> PoolUse {
+fn of_steps(
+    steps: &[&StepRecord],
+    spans: &[(Timestamp, Timestamp)],
+    block_size: Option<u64>,
+) -> PoolUse {
     let blocks = |step: &StepRecord| step.num_used_blocks.saturating_add(step.num_free_blocks);
     let num_blocks = steps.iter().map(|step| blocks(step)).max().unwrap_or(0);
     let share = |step: &StepRecord| step.num_used_blocks as f64 / num_blocks.max(1) as f64;
-    let weights = times_left_so(steps);
+    let weights = times_left_so(steps, spans);
     let over_time = |of: &dyn Fn(&StepRecord) -> f64| {
         steps.iter().zip(&weights).map(|(step, weight)| of(step) * weight).sum::<f64>()
     };
@@ -86,11 +90,16 @@ fn of_steps(steps: &[&StepRecord], block_size: Option<u64>) -> PoolUse {
 }
 
 /// How long, in ms, the pool was as each step left it: from its beginning, when
-/// its blocks are reserved, until the next one began.
-fn times_left_so(steps: &[&StepRecord]) -> Vec<f64> {
-    let until = |pair: &[&StepRecord]| millis(pair[1].at_ns.since(pair[0].at_ns));
-    let last = steps.last().map(|step| ms(step.took_ns));
-    steps.windows(2).map(until).chain(last).collect()
+/// its blocks are reserved, until the next one of the same round began. Between
+/// rounds the engine may not even be loaded.
+fn times_left_so(steps: &[&StepRecord], spans: &[(Timestamp, Timestamp)]) -> Vec<f64> {
+    let round =
+        |step: &StepRecord| spans.iter().position(|(from, to)| (*from..=*to).contains(&step.at_ns));
+    let until = |(i, step): (usize, &&StepRecord)| {
+        let next = steps.get(i + 1).filter(|next| round(next) == round(step));
+        next.map_or(ms(step.took_ns), |next| millis(next.at_ns.since(step.at_ns)))
+    };
+    steps.iter().enumerate().map(until).collect()
 }
 
 fn of_words(words: &[(Timestamp, &EngineWord)], spans: &[(Timestamp, Timestamp)]) -> PoolUse {
@@ -194,6 +203,19 @@ mod tests {
         );
         assert_eq!((seen.num_preemptions, seen.peak_waste_slots), (Some(3), Some(4)));
         assert_eq!(seen.mean_running, Some(5.0 / 3.0));
+    }
+
+    #[test]
+    fn time_between_rounds_is_no_part_of_the_mean() {
+        let mut run = run();
+        let entry = |ms, event| JournalEntry { at_ns: at(ms), event };
+        run.journal.extend([
+            entry(900, JournalEvent::CaseStarted { case: 1 }),
+            entry(990, JournalEvent::CaseFinished { case: 1, client_cpu_ns: 0 }),
+        ]);
+        run.steps = vec![step(110, 5, 4, 3), step(120, 3, 4, 1), step(910, 5, 4, 3)];
+        let seen = seen(&run, 0, &[0, 1], Some(8));
+        assert!((seen.mean_use.unwrap() - 13.0 / 30.0).abs() < 1e-12, "{:?}", seen.mean_use);
     }
 
     #[test]
